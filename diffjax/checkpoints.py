@@ -1,0 +1,123 @@
+"""Checkpoints of a run, through Orbax: asynchronous, atomic, restored onto any mesh.
+
+A checkpoint holds its trees (params, optimizer state, moving average) as separate items, so that
+a sampler reads only what it needs, and `meta`, plain JSON.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from diffjax.types import UserError
+
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file at INFO
+
+META = "meta"
+
+
+class Checkpoints:
+  """The checkpoints in one directory. A context manager: leaving waits for writes to finish."""
+
+  def __init__(
+    self, directory: Path, *, keep: int = 1, metric: str = "loss", read_only: bool = False
+  ):
+    """Opens the directory; makes it unless read_only.
+
+    Args:
+      directory: holds one folder a step.
+      keep: so many of the newest steps survive.
+      metric: the step that is best by it survives too; "loss" is minimised, all else maximised.
+      read_only: for a sampler, which leaves a running training's half-written steps alone.
+    """
+    self._directory = directory.absolute()
+    self._metric = metric
+    self._lower_is_better = metric == "loss"
+    best = policies.BestN(
+      get_metric_fn=lambda metrics: metrics[metric],
+      reverse=self._lower_is_better,
+      n=1,
+      keep_checkpoints_without_metrics=False,
+    )
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+        cleanup_tmp_directories=not read_only,  # of a run that was killed while writing
+        read_only=read_only,
+      ),
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+  def save(
+    self,
+    step: int,
+    trees: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+  ) -> None:
+    """Copies the trees off the devices and writes them in the background.
+
+    Args:
+      step: its number; saving a step twice is an error of the caller.
+      trees: item name -> tree of arrays.
+      meta: plain JSON values; the names of the items are added.
+      metrics: of the validation at this step, if there was one.
+    """
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    items[META] = ocp.args.JsonSave({**meta, "items": sorted(trees)})
+    self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+  def check(self) -> None:
+    """Raises the error of a background write that failed."""
+    self._manager.check_for_errors()
+
+  def latest(self) -> int | None:
+    """The newest committed step."""
+    return self._manager.latest_step()
+
+  def best(self) -> int | None:
+    """The step with the best validation metric; None when no step was validated."""
+    scores = {}
+    for step in self._manager.all_steps():
+      metrics = self._manager.metrics(step)
+      if metrics and self._metric in metrics:
+        scores[step] = metrics[self._metric]
+    if not scores:
+      return None
+    return (min if self._lower_is_better else max)(scores, key=lambda step: (scores[step], step))
+
+  def meta(self, step: int) -> dict[str, Any]:
+    """The JSON saved with a step."""
+    restore = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+    return self._manager.restore(step, args=restore)[META]
+
+  def restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Trees of a step, each leaf landing directly in the sharding of its target.
+
+    Args:
+      step: a committed step.
+      targets: item name -> tree of ShapeDtypeStructs with shardings.
+
+    Raises:
+      UserError: the step's trees are not those asked for.
+    """
+    items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+    try:
+      restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+      reason = str(error).strip().splitlines()[0]
+      raise UserError(
+        f"checkpoint {self._directory / str(step)} does not fit this experiment ({reason}); "
+        f"use the config that made it, or another workdir"
+      ) from error
+    return {name: restored[name] for name in targets}

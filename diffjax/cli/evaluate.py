@@ -1,0 +1,71 @@
+"""`diffjax evaluate`: decodes a run's held-out examples at gold length and prints the scores."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Declares the options."""
+  parser.add_argument("--model", required=True, type=Path, help="a run; its config names the data")
+  parser.add_argument("--split", choices=("validation", "test"), default="test")
+  parser.add_argument("--num-steps", default="10", help="decoding steps, one table for each: 10,50")
+  parser.add_argument("--strategy", default="reparam-uncond-deterministic-cosine")
+  parser.add_argument("--temperature", type=float, default=0.0, help="0 is argmax")
+  parser.add_argument("--limit", type=int, default=0, help="the first so many examples; 0 is all")
+  parser.add_argument("--batch-size", type=int, default=64)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--output", type=Path, help="write hypotheses and scores as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """Prints one table a number of steps; examples too long for the model are counted, not scored."""
+  from diffjax.cli import tables
+  from diffjax.config import load_config
+  from diffjax.data import plan, sources
+  from diffjax.evaluation import tasks
+  from diffjax.model import CONFIG_FILE, load
+  from diffjax.sampling import Sampler
+  from diffjax.types import UserError
+
+  steps = _numbers(arguments.num_steps)
+  model = load(arguments.model)
+  config = load_config(arguments.model / CONFIG_FILE)
+  source_config = getattr(config.data, arguments.split)
+  if source_config.kind == "none":
+    raise UserError(f"the config of {arguments.model} names no data.{arguments.split}")
+  source = sources.open_source(source_config)
+  lengths = plan.length_index(
+    source, model.tokenizer, max_length=config.data.max_length, too_long=config.data.too_long,
+    cache_dir=None,
+  )  # fmt: skip
+  kept = [number for number, length in enumerate(lengths) if length >= 0]
+  examples = [source[number] for number in kept[: arguments.limit or None]]
+  print(f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, gold length")
+  sampler = Sampler(model)
+  results = []
+  for num_steps in steps:
+    report = tasks.evaluate(
+      sampler, examples, num_steps=num_steps, strategy=arguments.strategy,
+      temperature=arguments.temperature, batch_size=arguments.batch_size, seed=arguments.seed,
+    )  # fmt: skip
+    tables.show_scores(f"{num_steps} steps, {arguments.strategy}", {"": report})
+    results.append(
+      {"num_steps": num_steps, "scores": report.scores, "hypotheses": report.hypotheses}
+    )
+  print(f"BLEU: {report.bleu_signature}")
+  if arguments.output:
+    arguments.output.write_text(json.dumps(results, ensure_ascii=False, indent=1))
+    print(f"wrote {arguments.output}")
+
+
+def _numbers(text: str) -> list[int]:
+  from diffjax.types import UserError
+
+  try:
+    numbers = [int(part) for part in text.split(",")]
+  except ValueError:
+    numbers = []
+  if not numbers or min(numbers) < 1:
+    raise UserError(f"--num-steps {text!r} must be whole numbers >= 1, such as 10,50")
+  return numbers

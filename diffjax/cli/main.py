@@ -1,0 +1,56 @@
+"""`diffjax COMMAND ...`: finds the command's file, and turns user errors into one line."""
+
+import argparse
+import difflib
+import importlib
+import sys
+
+COMMANDS = {
+  "quickstart": "masked LM in, diffusion LM out, text sampled: four minutes on a CPU",
+  "train": "train or resume the experiment of a config file",
+  "sample": "answer prompts by iterative denoising",
+  "evaluate": "decode held-out examples and score them",
+  "convert": "masked-LM weights to our format, and any model back to Hugging Face layout",
+  "tokenizer": "train a SentencePiece model on text files",
+}
+
+
+def main() -> None:
+  """Entry point of the `diffjax` command. Exits with 2 on a mistake of the user."""
+  name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+  if name in ("-h", "--help"):
+    print("usage: diffjax COMMAND ...   (diffjax COMMAND --help tells its options)\n")
+    for command, text in COMMANDS.items():
+      print(f"  {command:<11} {text}")
+    return
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+    _fail(f"no command {name!r}; did you mean {near!r}? commands: {', '.join(COMMANDS)}")
+  module = importlib.import_module(f"diffjax.cli.{name}")
+  parser = argparse.ArgumentParser(prog=f"diffjax {name}", description=COMMANDS[name])
+  module.add_arguments(parser)
+  arguments = parser.parse_args(_joined(sys.argv[2:]))
+  from diffjax.types import UserError
+
+  try:
+    module.run(arguments)
+  except UserError as error:
+    _fail(str(error))
+  except KeyboardInterrupt:
+    sys.exit(130)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+  """Rewrites `--config.field=value` as `--set field=value`, which argparse can read."""
+  joined = []
+  for argument in arguments:
+    if argument.startswith("--config."):
+      joined += ["--set", argument.removeprefix("--config.")]
+    else:
+      joined.append(argument)
+  return joined
+
+
+def _fail(message: str) -> None:
+  print(f"diffjax: {message}", file=sys.stderr)
+  sys.exit(2)

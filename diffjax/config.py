@@ -1,0 +1,488 @@
+"""An experiment as data: frozen dataclasses, and every check of a value, before JAX starts.
+
+A config file is a Python file with `get_config()` (or `get_config(argument)`, chosen by
+`file.py:argument`) that returns an `ml_collections.ConfigDict`. It names only what differs from
+the defaults here. `load_config` turns it, with overrides, into an `ExperimentConfig`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from diffjax.types import UserError
+
+Section = TypeVar("Section")
+
+
+def _require(condition: bool, field: str, value: object, remedy: str) -> None:
+  if not condition:
+    raise UserError(f"config.{field} = {value!r}: {remedy}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """One Transformer: XLM-R base/large (`norm='post'`) and XL/XXL (`norm='pre'`).
+
+  In an experiment, sizes left at 0 are read from `init_from`; `vocab_size` 0 is the tokenizer's.
+  """
+
+  vocab_size: int = 0  # real rows; the stored table is padded to a multiple of 256
+  width: int = 0
+  layers: int = 0
+  heads: int = 0
+  ffn_width: int = 0
+  max_positions: int = 512  # longest row
+  position_offset: int = 2  # rows of the position table before the first used one
+  norm: Literal["post", "pre"] = "post"  # post: norm after embeddings; pre: norm after last layer
+  norm_epsilon: float = 1e-5
+  dropout: float = 0.1  # hidden states
+  attention_dropout: float = 0.0  # attention probabilities; above 0 no fused kernel is used
+
+  def __post_init__(self):
+    sizes = ("width", "layers", "heads", "ffn_width")
+    given = [name for name in sizes if getattr(self, name)]
+    for name in (*sizes, "vocab_size", "position_offset"):
+      _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "must be >= 0")
+    for name in sizes:
+      _require(
+        not given or name in given, f"model.{name}", 0,
+        f"set it too (width, layers, heads and ffn_width go together; {given[:1]} is set)",
+      )  # fmt: skip
+    if given:
+      legal = [n for n in range(1, self.width + 1) if self.width % n == 0]
+      nearest = sorted(legal, key=lambda n: abs(n - self.heads))[:2]
+      _require(
+        self.width % self.heads == 0, "model.heads", self.heads,
+        f"must divide width {self.width}; nearest are {nearest}",
+      )  # fmt: skip
+    _require(self.max_positions >= 2, "model.max_positions", self.max_positions, "must be >= 2")
+    _require(self.norm_epsilon > 0, "model.norm_epsilon", self.norm_epsilon, "must be > 0")
+    for name in ("dropout", "attention_dropout"):
+      rate = getattr(self, name)
+      _require(0 <= rate < 1, f"model.{name}", rate, "must be in [0, 1)")
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether the sizes are given here, and not left to `init_from`."""
+    return self.width > 0
+
+  @property
+  def head_width(self) -> int:
+    """K, the width of one attention head."""
+    return self.width // self.heads
+
+  @property
+  def table_rows(self) -> int:
+    """V as stored: vocab_size rounded up to a multiple of 256, whatever the mesh."""
+    return -(-self.vocab_size // 256) * 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contract:
+  """What training and sampling must agree on; part of every saved model."""
+
+  bos_id: int
+  pad_id: int
+  eos_id: int
+  mask_id: int
+
+  def check(self, vocab_size: int) -> None:
+    """Raises UserError when an id lies outside the vocabulary or two roles share one."""
+    ids = dataclasses.asdict(self)
+    for name, value in ids.items():
+      if not 0 <= value < vocab_size:
+        raise UserError(f"{name} = {value} is outside the vocabulary of {vocab_size} rows")
+    for name in ("bos_id", "pad_id", "eos_id"):
+      if ids[name] == self.mask_id:
+        raise UserError(f"{name} and mask_id are both {self.mask_id}; the mask needs its own id")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+  """How the same numbers are computed: precision and memory."""
+
+  dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
+  remat: Literal["none", "full", "save_matmuls"] = "none"  # what the backward pass recomputes
+  vocabulary_chunk: int = 256  # scored positions whose logits exist at one time
+
+  def __post_init__(self):
+    chunk = self.vocabulary_chunk
+    _require(chunk >= 1, "compute.vocabulary_chunk", chunk, "must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Devices along each axis; one may be -1 (the rest)."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.asdict(self)
+    for name, size in sizes.items():
+      _require(size == -1 or size >= 1, f"mesh.{name}", size, "must be >= 1, or -1 for the rest")
+    _require(
+      list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one axis may be -1 (the rest)"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+  """Where examples come from.
+
+  jsonl: `path`, one {"inputs", "targets"} a line. pairs: `path` and `target_path`, line by line.
+  text: `path`, one text a line, nothing but target. generator: the built-in instruction tasks;
+  generator_text: the plain text of the same world. Files may be .gz.
+  """
+
+  kind: Literal["none", "jsonl", "pairs", "text", "generator", "generator_text"] = "none"
+  path: str = ""
+  target_path: str = ""
+  template: str = "{inputs}"  # how inputs become the prompt
+  limit: int = 0  # the first so many examples; for a generator, how many there are
+  split: Literal["train", "validation", "test"] = "train"  # of a generator
+
+  def check(self, where: str) -> None:
+    """Raises UserError when the fields contradict the kind."""
+    generated = self.kind.startswith("generator")
+    files = {"jsonl": 1, "text": 1, "pairs": 2}.get(self.kind, 0)
+    for name, number in (("path", 1), ("target_path", 2)):
+      value = getattr(self, name)
+      need = files >= number
+      remedy = "give the file" if need else f"kind {self.kind!r} reads no {name}; leave it empty"
+      _require(bool(value) == need, f"{where}.{name}", value, remedy)
+    _require(
+      self.template.count("{inputs}") == 1, f"{where}.template", self.template,
+      "must contain {inputs} exactly once",
+    )  # fmt: skip
+    _require(self.limit >= 0, f"{where}.limit", self.limit, "must be >= 0 (0 is all)")
+    _require(
+      not generated or self.limit > 0, f"{where}.limit", self.limit,
+      "a generator needs the number of examples",
+    )  # fmt: skip
+    _require(
+      generated or self.split == "train", f"{where}.split", self.split,
+      "only generators have splits; name another file instead",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Sources, and how their examples become rows."""
+
+  tokenizer: str = ""  # a SentencePiece .model; empty: the one that comes with init_from
+  train: SourceConfig = SourceConfig()
+  validation: SourceConfig = SourceConfig()
+  test: SourceConfig = SourceConfig()
+  max_length: int = 512  # tokens of a row with its <s> and </s>
+  too_long: Literal["drop", "keep_start", "keep_end"] = "drop"  # which part of a prompt survives
+  buckets: tuple[int, ...] = ()  # row lengths to pad to; empty: max_length alone
+  batch_size: int = 32
+  batch_unit: Literal["rows", "tokens"] = (
+    "rows"  # tokens: each bucket has batch_size // length rows
+  )
+  workers: int = 0  # reader processes; 0 reads in threads
+
+  def __post_init__(self):
+    for name in ("train", "validation", "test"):
+      getattr(self, name).check(f"data.{name}")
+    lengths = self.lengths
+    _require(self.max_length >= 3, "data.max_length", self.max_length, "must be >= 3")
+    _require(
+      list(lengths) == sorted(set(lengths)) and lengths[0] >= 3 and lengths[-1] == self.max_length,
+      "data.buckets", self.buckets, f"must ascend from >= 3 to max_length {self.max_length}",
+    )  # fmt: skip
+    _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "must be >= 1")
+    _require(
+      self.batch_unit == "rows" or self.batch_size >= self.max_length,
+      "data.batch_size", self.batch_size, f"tokens must hold one row of {self.max_length}",
+    )  # fmt: skip
+    _require(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
+
+  @property
+  def lengths(self) -> tuple[int, ...]:
+    """The row lengths that batches come in, ascending."""
+    return self.buckets or (self.max_length,)
+
+  def rows(self, length: int) -> int:
+    """Rows in a batch of the given length bucket."""
+    return self.batch_size if self.batch_unit == "rows" else self.batch_size // length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+  """The forward process and the objective; defaults are the paper's (2308.12219, section 3)."""
+
+  num_timesteps: int = 50  # T; 0 is continuous time
+  schedule: Literal["linear", "cosine", "polynomial"] = "linear"
+  power: float = 1.0  # of the polynomial schedule, alpha = 1 - t^power
+  weight: Literal["linear", "elbo", "constant"] = "linear"
+  normalizer: Literal["canvas", "tokens", "corrupted"] = "canvas"
+  times: Literal["stratified", "independent", "fixed"] = "stratified"
+  mask_ratio: float = 0.0  # of times = 'fixed': 0.15 is ordinary masked-LM training
+  coupled: bool = True  # two nested corruptions of every row (RDM)
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    steps, power, ratio = self.num_timesteps, self.power, self.mask_ratio
+    _require(steps >= 0, "diffusion.num_timesteps", steps, "must be >= 0 (0: continuous time)")
+    if self.schedule == "polynomial":
+      _require(power > 0, "diffusion.power", power, "must be > 0")
+    else:
+      _require(power == 1, "diffusion.power", power, "only schedule 'polynomial' takes a power")
+    if self.times == "fixed":
+      _require(
+        0 < ratio <= 1, "diffusion.mask_ratio", ratio, "times 'fixed' needs a ratio in (0, 1]"
+      )
+      _require(
+        not self.coupled, "diffusion.coupled", True, "times 'fixed' has one noise level: set False"
+      )
+    else:
+      _require(ratio == 0, "diffusion.mask_ratio", ratio, "only times 'fixed' takes a ratio")
+    smoothing = self.label_smoothing
+    _require(0 <= smoothing < 1, "diffusion.label_smoothing", smoothing, "must be in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """AdamW, clipping, the learning-rate curve and the moving average of the weights."""
+
+  learning_rate: float = 5e-5
+  beta1: float = 0.9
+  beta2: float = 0.98
+  epsilon: float = 1e-8
+  weight_decay: float = 0.01  # on matrices and tables, not on biases and norms
+  clip_norm: float = 1.0
+  warmup: Literal["linear", "logarithmic"] = "linear"
+  warmup_steps: int = 0
+  decay: Literal["constant", "inverse_sqrt", "cosine", "linear"] = "constant"
+  ema_decay: float = 0.0  # 0 keeps no average
+
+  def __post_init__(self):
+    for name in ("learning_rate", "epsilon", "clip_norm"):
+      value = getattr(self, name)
+      _require(value > 0, f"optimizer.{name}", value, "must be > 0")
+    for name in ("beta1", "beta2", "ema_decay"):
+      value = getattr(self, name)
+      _require(0 <= value < 1, f"optimizer.{name}", value, "must be in [0, 1)")
+    for name in ("weight_decay", "warmup_steps"):
+      value = getattr(self, name)
+      _require(value >= 0, f"optimizer.{name}", value, "must be >= 0")
+    _require(
+      self.warmup == "linear" or self.warmup_steps >= 2, "optimizer.warmup_steps",
+      self.warmup_steps, "a logarithmic warmup needs at least 2 steps",
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+  """How long, how it is split, what is written when."""
+
+  steps: int = 1000
+  microbatches: int = 1  # gradient accumulation
+  log_every: int = 10
+  eval_every: int = 0  # 0: only at the end
+  checkpoint_every: int = 500
+  keep_checkpoints: int = 2
+
+  def __post_init__(self):
+    for name in ("steps", "microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
+      value = getattr(self, name)
+      _require(value >= 1, f"training.{name}", value, "must be >= 1")
+    _require(self.eval_every >= 0, "training.eval_every", self.eval_every, "must be >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+  """How validation examples are decoded and which checkpoint is the best."""
+
+  metric: Literal["loss", "bleu", "exact_match", "rouge_l"] = "loss"  # selects the best checkpoint
+  examples: int = 200  # of the validation source that are decoded; the loss uses as many
+  batch_size: int = 32
+  num_steps: int = 10  # S
+  strategy: str = "reparam-uncond-deterministic-cosine"
+  temperature: float = 0.0  # 0 is argmax
+
+  def __post_init__(self):
+    for name in ("examples", "batch_size", "num_steps"):
+      value = getattr(self, name)
+      _require(value >= 1, f"evaluation.{name}", value, "must be >= 1")
+    _require(self.temperature >= 0, "evaluation.temperature", self.temperature, "must be >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+  """Everything that a run depends on."""
+
+  seed: int = 0
+  init_from: str = (
+    ""  # weights to start from: a Hugging Face directory, a model, a run; empty: none
+  )
+  model: ModelConfig = ModelConfig()
+  compute: ComputeConfig = ComputeConfig()
+  mesh: MeshConfig = MeshConfig()
+  data: DataConfig = DataConfig()
+  diffusion: DiffusionConfig = DiffusionConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  training: TrainingConfig = TrainingConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+
+  def __post_init__(self):
+    _require(self.seed >= 0, "seed", self.seed, "must be >= 0")
+    if not self.init_from:
+      _require(
+        self.model.is_complete, "model.width", 0, "training from scratch needs the model's sizes"
+      )
+      _require(bool(self.data.tokenizer), "data.tokenizer", "", "training from scratch needs one")
+    _require(
+      self.data.max_length <= self.model.max_positions, "data.max_length", self.data.max_length,
+      f"the model has {self.model.max_positions} positions",
+    )  # fmt: skip
+    _require(self.data.train.kind != "none", "data.train.kind", "none", "name a training source")
+    for length in self.data.lengths:
+      rows, parts = self.data.rows(length), self.training.microbatches
+      _require(
+        rows % parts == 0, "training.microbatches", parts,
+        f"must divide the {rows} rows of a batch of length {length}",
+      )  # fmt: skip
+    decodes = self.evaluation.metric != "loss"
+    _require(
+      not decodes or self.data.validation.kind != "none", "evaluation.metric",
+      self.evaluation.metric, "needs data.validation",
+    )  # fmt: skip
+    _require(
+      self.optimizer.warmup_steps < self.training.steps, "optimizer.warmup_steps",
+      self.optimizer.warmup_steps, f"must be below the {self.training.steps} training steps",
+    )  # fmt: skip
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+  """Reads a config file and applies overrides.
+
+  Args:
+    path: `file.py` or `file.py:argument`, the argument being handed to `get_config`; or the
+      `config.json` of a run.
+    overrides: strings such as `optimizer.learning_rate=1e-4`, applied in order.
+
+  Raises:
+    UserError: for a missing file, an unknown field, a wrong type or an illegal value.
+  """
+  text, _, argument = str(path).partition(".py:")
+  file = Path(text + ".py" if argument else text)
+  if not file.is_file():
+    raise UserError(f"config file {file} does not exist; give a .py file or a run's config.json")
+  if file.suffix == ".json":
+    values = json.loads(file.read_text())
+  else:
+    values = _run_config_file(file, argument)
+  for override in overrides:
+    _apply_override(values, override)
+  return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
+  """Builds and checks an experiment from nested plain values. Raises UserError."""
+  return _build(ExperimentConfig, values, "config")
+
+
+def model_config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+  """A saved model's architecture. Raises UserError."""
+  return _build(ModelConfig, values, "model")
+
+
+def contract_from_dict(values: Mapping[str, Any]) -> Contract:
+  """A saved model's contract. Raises UserError."""
+  return _build(Contract, values, "contract")
+
+
+def _run_config_file(file: Path, argument: str) -> dict[str, Any]:
+  spec = importlib.util.spec_from_file_location(f"diffjax_config_{file.stem}", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise UserError(f"config file {file} has no get_config()")
+  return (module.get_config(argument) if argument else module.get_config()).to_dict()
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+  name, equals, text = override.partition("=")
+  name = name.removeprefix("config.")
+  if not equals:
+    raise UserError(f"override {override!r} has no '='; write it as section.field=value")
+  *sections, field = name.split(".")
+  owner: Any = ExperimentConfig
+  for depth, section in enumerate(sections):
+    hints = get_type_hints(owner)
+    if section not in hints or not dataclasses.is_dataclass(hints[section]):
+      raise _unknown(".".join(["config", *sections[:depth]]), section, hints)
+    owner = hints[section]
+    values = values.setdefault(section, {})
+  if get_type_hints(owner).get(field) is not str:
+    try:
+      text = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      pass  # a bare word; the type check names it if it is none of the legal ones
+  values[field] = text
+
+
+def _unknown(where: str, name: str, known: Mapping[str, Any]) -> UserError:
+  near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+  return UserError(
+    f"{where}.{name} is no field; did you mean {where}.{near[0]}? fields: {', '.join(known)}"
+  )
+
+
+def _build(kind: type[Section], values: Mapping[str, Any], where: str) -> Section:
+  """A dataclass from nested plain values, each checked against its annotation."""
+  hints = get_type_hints(kind)
+  if not isinstance(values, Mapping):
+    raise UserError(f"{where} = {values!r} is a section with fields {', '.join(hints)}")
+  for name in values:
+    if name not in hints:
+      raise _unknown(where, name, hints)
+  for field in dataclasses.fields(kind):
+    if field.default is dataclasses.MISSING and field.name not in values:
+      raise UserError(f"{where}.{field.name} is missing")
+  return kind(**{name: _typed(hints[name], v, f"{where}.{name}") for name, v in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+  """The value as its annotation wants it: an int may stand for a float, a list for a tuple."""
+  if dataclasses.is_dataclass(hint):
+    return _build(hint, value, where)
+  if get_origin(hint) is Literal:
+    legal = get_args(hint)
+    if value not in legal:
+      near = difflib.get_close_matches(str(value), legal, n=1)
+      guess = f"; did you mean {near[0]!r}?" if near else ""
+      raise UserError(f"{where} = {value!r} is none of {', '.join(map(repr, legal))}{guess}")
+    return value
+  if hint == tuple[int, ...]:
+    items = value if isinstance(value, tuple | list) else None
+    if items is None or any(type(item) is not int for item in items):
+      raise UserError(f"{where} = {value!r} must be a tuple of whole numbers")
+    return tuple(items)
+  if hint is float and type(value) is int:
+    return float(value)
+  if type(value) is not hint:
+    name = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[hint]
+    raise UserError(f"{where} = {value!r} must be {name}")
+  return value
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Dotted field name -> value, for all fields of a section and of the sections in it."""
+  flat: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      flat |= flatten(value, f"{prefix}{field.name}.")
+    else:
+      flat[prefix + field.name] = value
+  return flat

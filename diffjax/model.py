@@ -1,0 +1,157 @@
+"""A model as people hold it: architecture, contract, parameters, tokenizer; and `load`."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax import checkpoints
+from diffjax.config import (
+  ComputeConfig,
+  Contract,
+  ModelConfig,
+  contract_from_dict,
+  model_config_from_dict,
+)
+from diffjax.conversion import importing, native
+from diffjax.models import transformer
+from diffjax.tokenizers import SentencePieceTokenizer
+from diffjax.types import Array, Denoiser, Params, UserError
+
+_SHIPPED = Path(__file__).parent / "assets"  # models that come with the package, by name
+
+# The parts of a run's directory.
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+TOKENIZER = "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Everything needed to score or sample; the tokenizer may be None."""
+
+  config: ModelConfig
+  contract: Contract
+  params: Params
+  tokenizer: SentencePieceTokenizer | None
+  compute: ComputeConfig = ComputeConfig()
+
+  def denoiser(
+    self,
+    segments: Array,
+    *,
+    params: Params | None = None,
+    positions: Array | None = None,
+    order: Array | None = None,
+    dropout: Array | None = None,
+  ) -> Denoiser:
+    """The network on rows with these segments int32[B, L]; see models/transformer.py:bind.
+
+    Under `jax.jit`, pass `params` as a traced argument, or they become constants of the program.
+    """
+    return transformer.bind(
+      self.params if params is None else params,
+      segments,
+      config=self.config,
+      contract=self.contract,
+      compute=self.compute,
+      positions=positions,
+      order=order,
+      dropout=dropout,
+    )
+
+  def logits(self, tokens: Array, segments: Array | None = None) -> Array:
+    """float32[B, L, V] for int32[B, L] tokens, nothing suppressed. For small checks."""
+    tokens = jnp.asarray(tokens)
+    segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments)
+    return transformer.logits(self.denoiser(segments), tokens)
+
+  def meta(self) -> dict[str, Any]:
+    """The plain values that a checkpoint keeps beside the parameters."""
+    return {
+      "model": dataclasses.asdict(self.config),
+      "contract": dataclasses.asdict(self.contract),
+      "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer else None,
+    }
+
+
+def resolve(name: str | Path) -> Path:
+  """A path as given, or the directory of a shipped model of that name. Raises UserError."""
+  path = Path(name)
+  if path.exists():
+    return path
+  if (_SHIPPED / path).exists() and not path.is_absolute():
+    return _SHIPPED / path
+  shipped = sorted(entry.name for entry in _SHIPPED.iterdir() if entry.is_dir())
+  raise UserError(f"{path} does not exist; give a path, or a shipped model: {', '.join(shipped)}")
+
+
+def load(path: str | Path, *, compute: ComputeConfig | None = None) -> Model:
+  """Loads a model from any directory we understand.
+
+  Args:
+    path: a run's workdir (its best checkpoint by the validation metric, else the newest), one
+      checkpoint `RUN/checkpoints/STEP`, a converted model, a Hugging Face directory, or the name
+      of a shipped model.
+    compute: precision of the activations; default float32.
+
+  Raises:
+    UserError: nothing there, or not readable.
+  """
+  directory = resolve(path)
+  compute = compute or ComputeConfig()
+  if (directory / CHECKPOINTS).is_dir():
+    return _load_run(directory, None, compute)
+  if directory.parent.name == CHECKPOINTS and directory.name.isdigit():
+    return _load_run(directory.parent.parent, int(directory.name), compute)
+  if not (directory / CONFIG_FILE).is_file():
+    raise UserError(
+      f"{directory} is no model: it has neither {CHECKPOINTS}/ (a run) nor {CONFIG_FILE}"
+    )
+  read = native.read_native if native.is_native(directory) else importing.read_huggingface
+  config, contract, params = read(directory)
+  tokenizer = None
+  if SentencePieceTokenizer.is_in(directory):
+    tokenizer = SentencePieceTokenizer.load(directory)
+    check_tokenizer(tokenizer, config)
+  return Model(config, contract, jax.tree.map(jnp.asarray, params), tokenizer, compute)
+
+
+def check_tokenizer(tokenizer: SentencePieceTokenizer, config: ModelConfig) -> None:
+  """Raises UserError when the tokenizer makes ids that the embedding does not have."""
+  if tokenizer.vocab_size > config.vocab_size:
+    raise UserError(
+      f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {config.vocab_size} rows; "
+      f"use the tokenizer that belongs to these weights"
+    )
+
+
+def _load_run(workdir: Path, step: int | None, compute: ComputeConfig) -> Model:
+  experiment = json.loads((workdir / CONFIG_FILE).read_text())
+  with checkpoints.Checkpoints(
+    workdir / CHECKPOINTS, metric=experiment["evaluation"]["metric"], read_only=True
+  ) as saved:
+    if step is None:
+      step = saved.best() or saved.latest()
+    if step is None:
+      raise UserError(f"{workdir} has no finished checkpoint yet; train it first")
+    meta = saved.meta(step)
+    config = model_config_from_dict(meta["model"])
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+      functools.partial(_with_sharding, sharding=place), transformer.shapes(config)
+    )
+    item = "ema_params" if "ema_params" in meta["items"] else "params"
+    params = saved.restore(step, {item: target})[item]
+  tokenizer = SentencePieceTokenizer.load(workdir / TOKENIZER)
+  if tokenizer.sha256 != meta["tokenizer_sha256"]:
+    raise UserError(f"{workdir / TOKENIZER} is not the tokenizer that this run was trained with")
+  return Model(config, contract_from_dict(meta["contract"]), params, tokenizer, compute)
+
+
+def _with_sharding(leaf: Any, *, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

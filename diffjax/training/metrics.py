@@ -1,0 +1,126 @@
+"""What a run tells: a live line, JSON lines always, TensorBoard where it is installed."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from diffjax.training.step import NOISE_BINS, Sums, Updates
+
+FILE = "metrics.jsonl"
+
+
+def values(sums: Sums) -> dict[str, float]:
+  """Sums of one step or of a whole validation, divided at last.
+
+  loss is the objective; nll the mean -log p of a scored token; nll_0.3 the same where 30 to 40 %
+  of the canvas was masked.
+  """
+  sums = Sums(*(np.asarray(x, np.float64) for x in sums))
+  result = {
+    "loss": float(sums.loss / max(sums.weight, 1e-30)),
+    "nll": float(sums.nll.sum() / max(sums.scored.sum(), 1)),
+  }
+  for number in range(NOISE_BINS):
+    if sums.scored[number]:
+      result[f"nll_{number / NOISE_BINS:.1f}"] = float(sums.nll[number] / sums.scored[number])
+  return result
+
+
+class Reporter:
+  """Writes metrics of a run; a context manager that owns the live line.
+
+  On a terminal the line is redrawn; elsewhere every logged step is a line of its own.
+  """
+
+  def __init__(self, workdir: Path, *, start: int, steps: int):
+    """Opens workdir/metrics.jsonl for appending; progress runs from `start` to `steps`."""
+    self._file = (workdir / FILE).open("a")
+    self._writer = _tensorboard(workdir)
+    self._console = Console()
+    self._steps = steps
+    self._clock = time.monotonic()
+    self._start, self._tokens, self._tokens_clock = start, 0.0, self._clock
+    self._progress = Progress(
+      TextColumn("step {task.completed}/{task.total}"),
+      BarColumn(bar_width=20),
+      TextColumn("{task.description}"),
+      TimeElapsedColumn(),
+      TextColumn("ETA"),
+      TimeRemainingColumn(),
+      console=self._console,
+      disable=not self._console.is_terminal,
+    )
+    self._task = self._progress.add_task("compiling", total=steps, completed=start)
+
+  def __enter__(self) -> "Reporter":
+    self._progress.start()
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    self._progress.stop()
+    self._file.close()
+    if self._writer:
+      self._writer.close()
+
+  def step(self, step: int, updates: Updates, *, learning_rate: float, write: bool) -> None:
+    """Reports a finished step; reading `updates` waits for it."""
+    self._tokens += float(updates.sums.tokens)
+    if step == self._start + 1:  # the first step of a process compiles
+      self._clock = self._tokens_clock = time.monotonic()
+      self._tokens = 0.0
+    if not write:
+      self._progress.update(self._task, completed=step)
+      return
+    now = time.monotonic()
+    measured = values(updates.sums)
+    measured["gradient_norm"] = float(updates.gradient_norm)
+    measured["learning_rate"] = learning_rate
+    if now > self._tokens_clock:
+      measured["tokens_per_second"] = self._tokens / (now - self._tokens_clock)
+    self._tokens, self._tokens_clock = 0.0, now
+    self.write(step, "train", measured)
+    speed = f"{measured.get('tokens_per_second', 0):,.0f} tokens/s"
+    line = f"loss {measured['loss']:.4f}  nll {measured['nll']:.3f}  {speed}"
+    self._progress.update(self._task, completed=step, description=line)
+    if not self._console.is_terminal:
+      self.say(f"step {step}/{self._steps}  {line}  ETA {self._eta(step, now)}")
+
+  def write(self, step: int, split: str, measured: dict[str, Any]) -> None:
+    """Appends one JSON line and the same numbers to TensorBoard."""
+    self._file.write(json.dumps({"step": step, "split": split, **measured}) + "\n")
+    self._file.flush()
+    if self._writer:
+      for name, value in measured.items():
+        if isinstance(value, int | float):
+          self._writer.add_scalar(f"{split}/{name}", value, step)
+
+  def say(self, line: str) -> None:
+    """Prints a line above the live one."""
+    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+  def status(self, text: str) -> None:
+    """Names what the run is doing while no step is made."""
+    self._progress.update(self._task, description=text)
+
+  def _eta(self, step: int, now: float) -> str:
+    done = step - self._start - 1  # since the clock started, after the compiled step
+    if done <= 0:
+      return "-"
+    seconds = int((now - self._clock) / done * (self._steps - step))
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _tensorboard(workdir: Path) -> Any:
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    return None
+  return SummaryWriter(str(workdir / "tensorboard"))

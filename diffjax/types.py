@@ -1,0 +1,68 @@
+"""The nouns that every layer shares, and the legend of dimension letters.
+
+  B  rows            L  positions        V  vocabulary rows    D  width
+  H  heads           K  head width       N  layers             C  canvas positions of a row
+  T  timesteps       S  decoding steps   P  positions of a flattened batch
+
+Imports nothing else of diffjax.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = Mapping[str, Any]
+
+
+class UserError(ValueError):
+  """A mistake that the user can mend: one line naming the thing, the value and what to do.
+
+  Commands print the line and exit with status 2; nothing else in the package catches it.
+  """
+
+
+class Example(NamedTuple):
+  """One piece of text data before tokenisation."""
+
+  inputs: str  # the prompt; empty in plain text
+  targets: str  # what the model is to produce
+  task: str = ""  # groups scores in an evaluation
+
+
+class Batch(NamedTuple):
+  """Rows of clean tokens, and which of their positions the process may noise."""
+
+  tokens: Array  # int32[B, L]  clean ids x0
+  segments: Array  # int32[B, L]  1, 2, ... number the examples packed into a row; 0 is padding
+  canvas: Array  # bool[B, L]   positions the process may noise and the loss scores
+  index: Array  # int32[B]     the row's number in the global batch; with the step it keys the noise
+
+
+class Layout(NamedTuple):
+  """Who sees whom: a query sees the keys of its own segment whose order is <= its own."""
+
+  segments: Array  # int32[B, L]
+  positions: Array  # int32[B, L]  restart in every segment
+  order: Array  # int32[B, L]  0 everywhere is full attention; the position is causal attention
+
+
+class Head(NamedTuple):
+  """Hidden states to logits: `transform(params, hidden) @ table.T + bias`, as arrays.
+
+  Arrays and not a closure, because diffusion/vocabulary.py differentiates and shards them.
+  """
+
+  transform: Callable[[Params, Array], Array]  # (params, hidden [..., D]) -> features [..., D]
+  params: Params
+  table: Array  # [V, D]   rows padded to a multiple of 256
+  bias: Array  # float32[V]
+  allowed: Array  # bool[V]  False for the mask id and padding rows: never predicted, never counted
+
+
+class Denoiser(NamedTuple):
+  """A network bound to its parameters, layout, dropout keys and sharding constraints."""
+
+  trunk: Callable[[Array, Array | None], Array]  # (xt int32[B, L], t or None) -> hidden [B, L, D]
+  head: Head

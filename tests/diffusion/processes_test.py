@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from diffjax.diffusion import processes
+from diffjax.types import Batch
+
+MASK = 4
+
+
+def random_batch(rows, length, first=0):
+  draws = np.random.default_rng(rows)
+  return Batch(
+    tokens=jnp.asarray(draws.integers(0, 9, (rows, length)), jnp.int32),
+    segments=jnp.ones((rows, length), jnp.int32),
+    canvas=jnp.asarray(draws.random((rows, length)) < 0.6),
+    index=jnp.arange(first, first + rows, dtype=jnp.int32),
+  )
+
+
+def test_only_canvas_is_masked_even_where_the_prompt_holds_the_mask_id():
+  batch = random_batch(64, 20)  # tokens include MASK itself, in the canvas and outside
+  uniform = processes.row_uniform(jax.random.key(0), batch.index, 20)
+  alpha = jnp.full((64, 20), 0.5)
+  xt, corrupted, scored = processes.corrupt(
+    uniform, batch.tokens, batch.canvas, alpha, mask_id=MASK
+  )
+  assert not (corrupted & ~batch.canvas).any()
+  assert (scored == corrupted).all()
+  assert (xt == np.where(corrupted, MASK, batch.tokens)).all()
+  assert ((xt == MASK) & ~corrupted).any()  # why the mask is explicit
+  assert (corrupted == (batch.canvas & (uniform < 0.5))).all()
+
+
+def test_the_ends_of_time_mask_nothing_and_everything():
+  batch = random_batch(64, 20)
+  uniform = processes.row_uniform(jax.random.key(0), batch.index, 20).at[0, 0].set(0.0)
+  for alpha, expected in ((1.0, jnp.zeros_like(batch.canvas)), (0.0, batch.canvas)):
+    _, corrupted, _ = processes.corrupt(
+      uniform, batch.tokens, batch.canvas, jnp.full((64, 20), alpha), mask_id=MASK
+    )
+    assert (corrupted == expected).all()
+
+
+def test_a_rows_draws_depend_on_its_number_alone():
+  key = jax.random.key(3)
+  index = jnp.asarray([5, 0, 17, 5], jnp.int32)
+  together = processes.row_uniform(key, index, 16)
+  alone = [processes.row_uniform(key, index[row : row + 1], 16)[0] for row in range(4)]
+  np.testing.assert_array_equal(together, jnp.stack(alone))
+  np.testing.assert_array_equal(together[0], together[3])
+  assert len(np.unique(together[:3])) > 45  # the three numbers have draws of their own
+
+
+def test_draws_are_uniform_and_uncorrelated_between_rows_and_positions():
+  rows, length = 2000, 50
+  draws = np.asarray(
+    processes.row_uniform(jax.random.key(1), jnp.arange(rows, dtype=jnp.int32), length)
+  )
+  assert draws.min() >= 0
+  assert draws.max() < 1
+  counts = np.histogram(draws, 20, (0, 1))[0]
+  share = rows * length / 20
+  assert np.abs(counts - share).max() < 5 * np.sqrt(share * 0.95)
+  centred = (draws - 0.5) * np.sqrt(12)
+  for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
+    assert abs(product.sum()) < 5 * np.sqrt(product.size)
+
+
+def test_twins_are_neighbours_and_numbered():
+  batch = random_batch(6, 5, first=10)
+  doubled = processes.twins(batch)
+  np.testing.assert_array_equal(doubled.index, np.arange(20, 32))
+  for before, after in zip(batch[:3], doubled[:3], strict=True):
+    assert after.dtype == before.dtype
+    np.testing.assert_array_equal(after, np.repeat(before, 2, axis=0))
+
+
+def test_twins_move_no_data_between_shards():
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  rows = NamedSharding(mesh, PartitionSpec("data"))
+  compiled = jax.jit(processes.twins, in_shardings=rows).lower(random_batch(16, 5)).compile()
+  text = compiled.as_text()
+  for collective in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+    assert collective not in text
+  doubled = compiled(jax.device_put(random_batch(16, 5), rows))
+  assert all(leaf.sharding.is_equivalent_to(rows, leaf.ndim) for leaf in doubled)

@@ -1,0 +1,270 @@
+"""The Sampler: layout, order, invariance to batch mates, shapes, traces, mistakes."""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import sampling
+from diffjax.config import Contract, ModelConfig
+from diffjax.model import Model
+from diffjax.models import transformer
+from diffjax.sampling import MASK_MARK, Sampler, Shape, plan_batches
+from diffjax.types import UserError
+
+CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=40)
+CONFIG = ModelConfig(
+  vocab_size=41, width=32, layers=2, heads=4, ffn_width=64, max_positions=48, dropout=0.0
+)
+STRICT = {"strict": True, "batch_size": 8}  # 8 rows: most tests share few programs
+STOCHASTIC = "reparam-uncond-stochastic2.0-cosine"
+
+
+class LetterTokenizer:
+  """Ids 4.. are letters; a text is its letters."""
+
+  vocab_size = 40
+  letters = " abcdefghijklmnopqrstuvwxyzABCDEFGHI"
+
+  def encode(self, text):
+    return [4 + self.letters.index(letter) for letter in text]
+
+  def decode(self, ids):
+    return "".join(self.piece(id_) for id_ in ids).replace("▁", " ")
+
+  def piece(self, id_):
+    return "?" if id_ < 4 else self.letters[id_ - 4].replace(" ", "▁")
+
+
+def make_model(*, seed=0, tokenizer=LetterTokenizer()):  # noqa: B008 (it has no state)
+  """Weights far larger than fresh ones: answers depend on the prompt and on each other."""
+  random = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    center = 1.0 if "scale" in str(path[-1]) else 0.0
+    return jnp.asarray(random.normal(center, 0.12, leaf.shape), jnp.float32)
+
+  params = jax.tree_util.tree_map_with_path(draw, transformer.shapes(CONFIG))
+  return Model(CONFIG, CONTRACT, params, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def sampler():
+  return Sampler(make_model())
+
+
+def random_prompts(count, seed=0):
+  """All different: equal ones would get different noise."""
+  random = np.random.default_rng(seed)
+  draw = lambda: "".join(random.choice(list(LetterTokenizer.letters[1:]), random.integers(1, 10)))
+  return [f"{draw()}{LetterTokenizer.letters[1 + n]}" for n in range(count)]
+
+
+def values(generation):
+  return generation.ids, generation.scores, generation.network_calls
+
+
+def test_rows_are_laid_out_as_trained(sampler):
+  prompts, canvases = [[7, 40, 8], [9]], [2, 3]
+  rows = sampler._lay_out(prompts, canvases, sampling._key_words(prompts), Shape(4, 8, 8))
+  assert rows.tokens.tolist() == [
+    [0, 7, 40, 8, 40, 40, 2, 1],
+    [0, 9, 40, 40, 40, 2, 1, 1],
+    [1] * 8,
+    [1] * 8,
+  ]
+  assert rows.segments.sum(1).tolist() == [7, 6, 0, 0]
+  assert [rows.canvas[b][rows.canvas_mask[b]].tolist() for b in range(4)] == [
+    [4, 5],
+    [2, 3, 4],
+    [],
+    [],
+  ]
+
+
+def test_key_words_are_the_hash_the_sample_and_the_count_of_equals():
+  words = sampling._key_words([[5, 6], [7], [5, 6], [5, 6]])
+  digest = hashlib.sha256(b"\x05\0\0\0\x06\0\0\0").digest()
+  expected = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")]
+  assert words[0].tolist() == [*expected, 0, 0]
+  assert words[:, 3].tolist() == [0, 0, 1, 2]
+  assert (words[0, :2] == words[3, :2]).all()
+  assert (words[0, :2] != words[1, :2]).all()
+
+
+def test_answers_have_the_lengths_asked_for_and_no_illegal_id(sampler):
+  prompts, lengths = random_prompts(8), [1, 2, 3, 4, 5, 6, 7, 8]
+  answers = sampler.generate(prompts, lengths=lengths, num_steps=4)
+  for answer, length in zip(answers, lengths, strict=True):
+    assert len(answer.ids) == len(answer.scores) == length
+    assert all(0 <= id_ < 40 for id_ in answer.ids)
+    assert max(answer.scores) <= 0
+    kept = [id_ for id_ in answer.ids if id_ not in (0, 1, 2)]
+    assert answer.text == LetterTokenizer().decode(kept)
+    scores = [s for id_, s in zip(answer.ids, answer.scores, strict=True) if id_ in kept]
+    assert answer.score == (pytest.approx(np.mean(scores)) if kept else -np.inf)
+    assert answer.trace is None
+  assert answers[0].network_calls == 1
+  assert answers[-1].network_calls == 4
+
+
+def test_decoding_agrees_with_the_model_itself(sampler):
+  # One step: every canvas token is the argmax of the fully masked row.
+  prompt = LetterTokenizer().encode("hello")
+  answer = sampler.generate("hello", lengths=6, num_steps=1, **STRICT)[0]
+  tokens = np.asarray([[0, *prompt, *[40] * 6, 2]])
+  logits = np.array(jax.jit(sampler.model.logits)(tokens))[0, 6:12]
+  logits[:, 40:] = -np.inf
+  assert answer.ids == logits.argmax(-1).tolist()
+  scores = np.asarray(jax.nn.log_softmax(logits)).max(-1)
+  np.testing.assert_allclose(answer.scores, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "kind", [{}, {"strategy": STOCHASTIC, "temperature": 1.0}], ids=["argmax", "sampled"]
+)
+def test_batch_mates_their_number_and_order_change_no_bit(sampler, kind):
+  options = {"num_steps": 5} | kind | STRICT
+  prompts = random_prompts(13)
+  lengths = [1 + n % 8 for n in range(13)]
+  together = sampler.generate(prompts, lengths=lengths, **options)
+  order = np.random.default_rng(1).permutation(13)
+  moved = sampler.generate(
+    [prompts[i] for i in order], lengths=[lengths[i] for i in order], **options
+  )
+  for place, i in enumerate(order):
+    assert values(moved[place]) == values(together[i])
+  for i in (0, 5, 12):
+    alone = sampler.generate(prompts[i], lengths=lengths[i], **options)
+    assert values(alone[0]) == values(together[i])
+  others = sampler.generate(
+    [*random_prompts(6, seed=5), prompts[4]], lengths=[8] * 6 + [lengths[4]], **options
+  )
+  assert values(others[-1]) == values(together[4])
+  assert len({answer.text for answer in together}) > 6
+
+
+def test_texts_are_equal_across_shapes(sampler):
+  prompts = random_prompts(8, seed=2)
+  lengths = [1 + n % 8 for n in range(8)]
+  options = {"num_steps": 4, "strategy": STOCHASTIC, "temperature": 0.7}
+  wide = sampler.generate(prompts, lengths=lengths, **options)  # 8 rows
+  narrow = sampler.generate(prompts, lengths=lengths, batch_size=4, **options)
+  # The longest row that the model takes brings 48 positions and a canvas of 32 for everybody.
+  long = sampler.generate([*prompts, "a" * 26], lengths=[*lengths, 20], **options)
+  assert len(long[-1].ids) == 20
+  for a, b, c in zip(wide, narrow, long[:8], strict=True):
+    assert a.ids == b.ids == c.ids
+    np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+    np.testing.assert_allclose(a.scores, c.scores, atol=1e-4)
+
+
+def test_equal_prompts_differ_and_seeds_differ_and_repeat(sampler):
+  options = {"lengths": 8, "num_steps": 4, "strategy": STOCHASTIC, "temperature": 1.0}
+  run = lambda prompts, seed: sampler.generate(prompts, seed=seed, batch_size=4, **options)
+  first = run(["abc", "abc", "xyz", "abc"], 0)
+  again = run(["xyz", "abc", "abc", "abc"], 0)
+  assert len({tuple(first[i].ids) for i in (0, 1, 3)}) == 3
+  assert [first[i].ids for i in (2, 0, 1, 3)] == [answer.ids for answer in again]
+  assert run(["abc", "abc", "xyz", "abc"], 2**32 - 1)[0].ids != first[0].ids
+
+
+def test_one_program_serves_step_counts_seeds_and_other_parameters():
+  sampler = Sampler(make_model(tokenizer=None))
+  run = lambda **options: sampler.generate_ids([[5, 6], [7]], lengths=3, **options)
+  first = run(num_steps=10)
+  run(num_steps=3), run(num_steps=16), run(seed=5)
+  run(strategy="reparam-uncond-deterministic-linear")
+  other = run(params=make_model(seed=1).params)
+  assert sampler.programs == 1
+  assert other[0].ids != first[0].ids
+  assert run(num_steps=10) == first
+  assert first[0].text == ""  # without a tokenizer there are ids alone
+
+
+def test_trace_shows_every_call_of_the_row(sampler):
+  prompts = ["abc", "hello"]
+  short, long = sampler.generate(prompts, lengths=[1, 8], num_steps=6, return_trace=True)
+  assert len(short.trace) == short.network_calls == 1
+  assert len(long.trace) == long.network_calls == 6
+  marks = [step.count(MASK_MARK) for step in long.trace]
+  assert marks == [7, 6, 5, 4, 2, 0]
+  # Space comes from the tokens alone once nothing is masked, but for one before the first word.
+  assert long.trace[-1] == long.text.removeprefix(" ")
+  assert "".join(long.trace[0].split(MASK_MARK)).strip() != long.text or len(set(long.ids)) == 1
+
+
+def test_prompts_that_hold_the_mask_id_are_read_and_not_written(sampler):
+  plain = sampler.generate_ids([[5, 6, 7]], lengths=4, num_steps=2, **STRICT)[0]
+  masked = sampler.generate_ids([[5, 40, 7]], lengths=4, num_steps=2, **STRICT)[0]
+  assert plain.ids != masked.ids
+  assert len(masked.ids) == 4
+  assert 40 not in masked.ids
+
+
+def test_without_a_tokenizer_text_is_refused():
+  model = make_model(tokenizer=None)
+  with pytest.raises(UserError, match="no tokenizer"):
+    Sampler(model).generate("abc", lengths=2)
+  with pytest.raises(UserError, match="no tokenizer"):
+    Sampler(model).generate_ids([[5]], lengths=2, return_trace=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_planned_batches_hold_every_row_once_and_fit(strict):
+  random = np.random.default_rng(0)
+  for count in (0, 1, 5, 32, 100):
+    canvases = random.integers(1, 200, count)
+    lengths = np.minimum(canvases + random.integers(3, 320, count), 514)
+    plan = plan_batches(lengths, canvases, batch_size=24, max_positions=514, strict=strict)
+    assert sorted(i for members, _ in plan for i in members) == list(range(count))
+    for members, shape in plan:
+      assert len(members) <= shape.rows <= 24
+      assert max(lengths[i] for i in members) <= shape.length <= 514
+      assert max(canvases[i] for i in members) <= shape.canvas
+    if count == 1:
+      assert plan[0][1].rows == (24 if strict else 1)
+
+
+def test_strict_shapes_depend_on_the_row_alone():
+  lengths, canvases = [20, 40, 100, 33, 20], [3, 9, 40, 9, 8]
+  plan = lambda rows: plan_batches(
+    [lengths[i] for i in rows],
+    [canvases[i] for i in rows],
+    batch_size=4, max_positions=514, strict=True,
+  )  # fmt: skip
+  together = {i: shape for members, shape in plan(range(5)) for i in members}
+  assert all(plan([i])[0][1] == together[i] for i in range(5))
+  assert together[0] == Shape(4, 32, 8)
+  assert together[2] == Shape(4, 128, 64)
+
+
+@pytest.mark.parametrize(
+  ("prompts", "options", "message"),
+  [
+    (["abc", ""], {}, "prompt 2 is empty"),
+    (" \n", {}, "prompt 1 is empty"),
+    ("a\udcffb", {}, r"prompt 1 is not valid UTF-8: '\\udcff' at character 2"),
+    ("abc", {"lengths": 0}, "length 0 of prompt 1 must be a whole number >= 1"),
+    ("abc", {"lengths": -3}, "length -3 of prompt 1"),
+    ("abc", {"lengths": 2.5}, "length 2.5 of prompt 1"),
+    ("abc", {"lengths": True}, "length True of prompt 1"),
+    (["abc", "de"], {"lengths": [3]}, "1 lengths for 2 prompts"),
+    ("a" * 44, {"lengths": 3}, "44 tokens; with 3 .* is 49, and the model has 48 positions"),
+    ("abc", {"num_steps": 0}, "num_steps = 0 must be"),
+    ("abc", {"temperature": -1.0}, r"temperature = -1.0 must be"),
+    ("abc", {"strategy": "greedy"}, "strategy = 'greedy' is none of"),
+    ("abc", {"seed": -1}, "seed = -1 must be"),
+    ("abc", {"batch_size": 0}, "batch_size = 0 must be"),
+  ],
+)
+def test_mistakes_are_one_line(sampler, prompts, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    sampler.generate(prompts, **({"lengths": 3} | options))
+  assert "\n" not in str(error.value)
+
+
+def test_an_empty_list_is_no_mistake(sampler):
+  assert sampler.generate([], lengths=3) == []

@@ -34,17 +34,17 @@ class Checkpoints:
       read_only: for a sampler, which leaves a running training's half-written steps alone.
     """
     self._directory = directory.absolute()
-    self._metric = metric
-    self._lower_is_better = metric == "loss"
     best = policies.BestN(
       get_metric_fn=lambda metrics: metrics[metric],
-      reverse=self._lower_is_better,
+      reverse=metric == "loss",
       n=1,
       keep_checkpoints_without_metrics=False,
     )
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics[metric],  # without it no metrics are written
+        best_mode="min" if metric == "loss" else "max",
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         cleanup_tmp_directories=not read_only,  # of a run that was killed while writing
         read_only=read_only,
@@ -87,14 +87,7 @@ class Checkpoints:
 
   def best(self) -> int | None:
     """The step with the best validation metric; None when no step was validated."""
-    scores = {}
-    for step in self._manager.all_steps():
-      metrics = self._manager.metrics(step)
-      if metrics and self._metric in metrics:
-        scores[step] = metrics[self._metric]
-    if not scores:
-      return None
-    return (min if self._lower_is_better else max)(scores, key=lambda step: (scores[step], step))
+    return self._manager.best_step()
 
   def meta(self, step: int) -> dict[str, Any]:
     """The JSON saved with a step."""

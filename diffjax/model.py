@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from diffjax.config import (
   contract_from_dict,
   model_config_from_dict,
 )
-from diffjax.conversion import importing, native
+from diffjax.conversion import exporting, importing, native
 from diffjax.models import transformer
+from diffjax.tokenizers import FILE_NAME as TOKENIZER_FILE
 from diffjax.tokenizers import SentencePieceTokenizer
 from diffjax.types import Array, Denoiser, Params, UserError
 
@@ -115,10 +116,29 @@ def load(path: str | Path, *, compute: ComputeConfig | None = None) -> Model:
   read = native.read_native if native.is_native(directory) else importing.read_huggingface
   config, contract, params = read(directory)
   tokenizer = None
-  if SentencePieceTokenizer.is_in(directory):
+  if (directory / TOKENIZER_FILE).is_file():
     tokenizer = SentencePieceTokenizer.load(directory)
     check_tokenizer(tokenizer, config)
   return Model(config, contract, jax.tree.map(jnp.asarray, params), tokenizer, compute)
+
+
+def convert(
+  source: str | Path,
+  target: str | Path,
+  *,
+  export: Literal["diffjax", "huggingface"] = "diffjax",
+  dtype: Literal["float32", "bfloat16"] = "float32",
+) -> None:
+  """Writes a model from any directory `load` understands into a new directory.
+
+  Raises:
+    UserError: as `load`; or the target exists and is not empty.
+  """
+  model = load(source)
+  write = {"diffjax": native.write_native, "huggingface": exporting.write_huggingface}[export]
+  write(
+    Path(target), model.config, model.contract, model.params, dtype=dtype, tokenizer=model.tokenizer
+  )
 
 
 def check_tokenizer(tokenizer: SentencePieceTokenizer, config: ModelConfig) -> None:

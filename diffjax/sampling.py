@@ -22,7 +22,6 @@ from diffjax.types import Array, Denoiser, Params, UserError
 MASK_MARK = "░"  # a masked position in a traced step
 
 _DEFAULTS = EvaluationConfig()
-_WORD_MARK = "▁"  # SentencePiece's space
 _SHORTEST_ROW, _SHORTEST_CANVAS = 32, 8  # smallest buckets
 
 
@@ -67,10 +66,13 @@ class Sampler:
   def __init__(self, model: models.Model):
     """Wraps a model; nothing is compiled yet."""
     self.model = model
+    # An embedding may have more rows than its tokenizer has ids; those have no text.
+    vocab_size = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
     self._decode = jax.jit(
       functools.partial(
         _decode,
         bind=model.denoiser,
+        vocab_size=vocab_size,
         mask_id=model.contract.mask_id,
         chunk=model.compute.vocabulary_chunk,
       ),
@@ -238,14 +240,13 @@ class Sampler:
         "".join(
           f" {MASK_MARK}" if hidden else "" if id_ in special else tokenizer.piece(id_)
           for id_, hidden in zip(step_ids.tolist(), masked, strict=True)
-        ).replace(_WORD_MARK, " ")
+        ).removeprefix(" ")
         for step_ids, masked in zip(
           decoded.trace.tokens[:calls, row, :canvas],
           decoded.trace.masked[:calls, row, :canvas],
           strict=True,
         )
       ]
-      trace = [step.removeprefix(" ") for step in trace]
     return Generation(
       text=tokenizer.decode([id_ for id_ in ids if id_ not in special]) if tokenizer else "",
       ids=ids,
@@ -304,6 +305,7 @@ def _decode(
   strategy: strategies.Strategy,
   *,
   bind: Callable[..., Denoiser],
+  vocab_size: int,
   mask_id: int,
   chunk: int,
   keep_trace: bool,
@@ -311,13 +313,16 @@ def _decode(
   """The compiled program: parameters and strategy are traced, so neither recompiles."""
   fold_all = lambda words: functools.reduce(jax.random.fold_in, words, seed_key)
   keys = jax.vmap(fold_all)(jnp.asarray(rows.key_words))
+  denoiser = bind(rows.segments, params=params)
+  head = denoiser.head
+  allowed = head.allowed & (jnp.arange(len(head.allowed)) < vocab_size)
   return generation.generate(
     rows.tokens,
     rows.canvas,
     rows.canvas_mask,
     keys,
     strategy,
-    denoiser=bind(rows.segments, params=params),
+    denoiser=denoiser._replace(head=head._replace(allowed=allowed)),
     mask_id=mask_id,
     chunk=chunk,
     keep_trace=keep_trace,

@@ -5,14 +5,18 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from diffjax.config import EvaluationConfig
-from diffjax.sampling import MASK_MARK, Generation, Sampler
 from diffjax.types import UserError
+
+if TYPE_CHECKING:
+  from diffjax.sampling import Generation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Generates, then prints or writes. Raises UserError."""
+  from diffjax.sampling import Sampler
+
   prompts = list(args.prompt)
   if args.file is not None:
     prompts += read_prompts(args.file)
@@ -96,24 +102,20 @@ def _read_line(line: bytes, where: str, suffix: str) -> str:
   return text
 
 
-def print_trace(console: Console, prompt: str, answer: Generation) -> None:
+def print_trace(console: Console, prompt: str, answer: "Generation") -> None:
   """Prints the canvas after every step, masks dim."""
+  from diffjax.sampling import MASK_MARK
+
   console.print(Text(prompt, style="bold"))
   for number, step in enumerate(answer.trace, 1):
     line = Text(f"{number:4d}  ", style="dim")
-    for piece in _split_marks(step):
+    for piece in re.split(f"({MASK_MARK})", step):
       line.append(piece, style="dim" if piece == MASK_MARK else "not dim")
     console.print(line)
   console.print(Text.assemble(("   =  ", "dim"), (answer.text, "green")))
 
 
-def _split_marks(step: str) -> list[str]:
-  """Text and marks in turn: 'a ░ b' -> ['a ', '░', ' b']."""
-  first, *rest = step.split(MASK_MARK)
-  return [first, *(piece for text in rest for piece in (MASK_MARK, text))]
-
-
-def write_answers(path: Path, prompts: list[str], answers: list[Generation]) -> None:
+def write_answers(path: Path, prompts: list[str], answers: list["Generation"]) -> None:
   """One JSON object a line; the file appears only when it is complete."""
   unfinished = path.with_name(f".{path.name}.{os.getpid()}")
   try:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from diffjax.config import Contract, ModelConfig
-from diffjax.conversion.tables import foreign_views
+from diffjax.conversion.family import foreign_views
 from diffjax.conversion.writers import StoredDtype, new_directory, write_json, write_weights
 from diffjax.conversion.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_XL
 from diffjax.tokenizers import SentencePieceTokenizer

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffjax import tokenizers
 from diffjax.config import Contract, ModelConfig
+from diffjax.conversion.family import Family, foreign_views
 from diffjax.conversion.readers import Weights, WeightsError, read_json
-from diffjax.conversion.tables import Family, foreign_views
 from diffjax.conversion.xlm_roberta import XLM_ROBERTA, XLM_ROBERTA_XL
 from diffjax.models import transformer
-from diffjax.tokenizers import SentencePieceTokenizer
 from diffjax.types import Params, UserError
 
 FAMILIES = {family.model_type: family for family in (XLM_ROBERTA, XLM_ROBERTA_XL)}
@@ -96,8 +96,8 @@ def _find_mask_id(directory: Path, vocab_size: int) -> Any:
 
   transformers keeps no mask id in config.json. Ours is there, as `mask_token_id`.
   """
-  if SentencePieceTokenizer.is_in(directory):
-    tokenizer = SentencePieceTokenizer.load(directory)
+  if (directory / tokenizers.FILE_NAME).is_file():
+    tokenizer = tokenizers.SentencePieceTokenizer.load(directory)
     if tokenizer.vocab_size > vocab_size:
       raise WeightsError(
         f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {vocab_size} rows; "

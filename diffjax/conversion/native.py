@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffjax import tokenizers
 from diffjax.config import Contract, ModelConfig, contract_from_dict, model_config_from_dict
 from diffjax.conversion.readers import Weights, WeightsError, read_json
 from diffjax.conversion.writers import StoredDtype, new_directory, write_json, write_weights
 from diffjax.models import transformer
-from diffjax.tokenizers import SentencePieceTokenizer
 from diffjax.types import Params
 
 _CONFIG_FILE = "config.json"
@@ -32,7 +32,7 @@ def write_native(
   contract: Contract,
   params: Params,
   *,
-  tokenizer: SentencePieceTokenizer | None = None,
+  tokenizer: tokenizers.SentencePieceTokenizer | None = None,
   dtype: StoredDtype = "float32",
 ) -> None:
   """Writes a model, or nothing.
@@ -93,9 +93,9 @@ def read_native(directory: str | Path) -> tuple[ModelConfig, Contract, Params]:
 
 
 def _check_tokenizer(directory: Path, sha256: str | None) -> None:
-  if sha256 is None or not SentencePieceTokenizer.is_in(directory):
+  if sha256 is None or not (directory / tokenizers.FILE_NAME).is_file():
     return
-  if SentencePieceTokenizer.load(directory).sha256 != sha256:
+  if tokenizers.SentencePieceTokenizer.load(directory).sha256 != sha256:
     raise WeightsError(
       f"{directory}: its tokenizer is not the one that the model was saved with; convert again"
     )

@@ -123,7 +123,7 @@ def _open_shards(directory: Path) -> dict[str, Any]:
   files: dict[str, Any] = {}
   for shard in sorted(set(places.values())):
     # A bare name: no folder, no way up, no absolute path on any system.
-    if PurePosixPath(shard).name != shard or "\\" in shard or ":" in shard or "\0" in shard:
+    if shard in ("", "..") or PurePosixPath(shard).name != shard or set(shard) & set("\\:\0"):
       raise WeightsError(f"{index}: shard {shard!r} must be the name of a file beside the index")
     if not (directory / shard).is_file():
       raise WeightsError(f"{index}: shard {shard} is missing; copy it into {directory}")

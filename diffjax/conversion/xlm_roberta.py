@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from diffjax.config import Contract, ModelConfig
-from diffjax.conversion.readers import WeightsError
-from diffjax.conversion.tables import (
+from diffjax.conversion.family import (
   LAYER,
   Family,
   Row,
@@ -22,6 +21,7 @@ from diffjax.conversion.tables import (
   same,
   transposed,
 )
+from diffjax.conversion.readers import WeightsError
 from diffjax.types import UserError
 
 _BLOCK = f"roberta.encoder.layer.{LAYER}"

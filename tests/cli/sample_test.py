@@ -65,7 +65,7 @@ def test_answers_are_those_of_the_sampler_in_order(command, sampler, tmp_path, c
   flags = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", v)]
   options = ("--trace", "--output", output, "--length", 4, *flags)
   command("--prompt", "eins", "--file", source, *options)
-  records = [json.loads(line) for line in output.read_text().splitlines()]
+  records = [json.loads(line) for line in output.read_text().rstrip().split("\n")]
   assert [record["prompt"] for record in records] == ["eins", "zwei", "drei\nvier"]
   expected = sampler.generate(
     ["eins", "zwei", "drei\nvier"], lengths=4, return_trace=True, **settings

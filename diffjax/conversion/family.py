@@ -1,4 +1,4 @@
-"""What a table of a model family is: which foreign tensor is which of our parameters.
+"""What the table of a model family is: which foreign tensor is which of our parameters.
 
 A row pairs a foreign name with one of our paths and a view. A view shows our array as the foreign
 side lays it out, without a copy, so that the same row serves both ways: importing assigns into

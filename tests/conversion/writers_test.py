@@ -1,0 +1,73 @@
+"""Nothing is half-written, and what is written reads back."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from diffjax.conversion.writers import new_directory, write_weights
+from diffjax.types import UserError
+
+RANDOM = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  "array",
+  [RANDOM, RANDOM.T, RANDOM[:, ::2], RANDOM[0].T, np.asfortranarray(RANDOM[1]), RANDOM[:0]],
+  ids=["plain", "transposed", "strided", "layer", "fortran", "empty"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_library_reads_what_was_written(tmp_path, array, dtype):
+  write_weights(tmp_path, {"first": array, "second": RANDOM}, dtype=dtype)
+  read = load_file(tmp_path / "model.safetensors")
+  kind = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype]
+  for name, expected in (("first", array), ("second", RANDOM)):
+    assert read[name].dtype == kind
+    np.testing.assert_array_equal(read[name], expected.astype(kind))
+
+
+def test_not_a_number_survives_the_comparison(tmp_path):
+  array = np.array([np.nan, np.inf, -0.0], np.float32)
+  write_weights(tmp_path, {"a": array}, dtype="float32")
+  assert load_file(tmp_path / "model.safetensors")["a"].tobytes() == array.tobytes()
+
+
+def test_an_unknown_dtype_is_refused(tmp_path):
+  with pytest.raises(UserError, match="dtype = 'float16' is none of float32, bfloat16"):
+    write_weights(tmp_path, {"a": RANDOM}, dtype="float16")
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["new", "empty"])
+def test_a_directory_appears_when_its_block_ends(tmp_path, is_there):
+  target = tmp_path / "models" / "mine"
+  if is_there:
+    target.mkdir(parents=True)
+  with new_directory(target) as partial:
+    (partial / "a").write_text("text")
+    assert not target.exists() or not any(target.iterdir())
+  assert [file.name for file in target.iterdir()] == ["a"]
+  assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_failing_block_leaves_nothing(tmp_path):
+  def write():
+    with new_directory(tmp_path / "mine") as partial:
+      (partial / "a").write_text("text")
+      raise RuntimeError("stop")
+
+  with pytest.raises(RuntimeError, match="stop"):
+    write()
+  assert not any(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_touched(tmp_path):
+  full = tmp_path / "full"
+  full.mkdir()
+  (full / "a").write_text("text")
+  for target in (full, full / "a"):
+    with pytest.raises(UserError, match="exists and is not empty"), new_directory(target):
+      pytest.fail("entered")
+  with pytest.raises(UserError, match="cannot be written"), new_directory(full / "a" / "b"):
+    pytest.fail("entered")
+  assert (full / "a").read_text() == "text"
+  assert list(tmp_path.iterdir()) == [full]

@@ -1,0 +1,143 @@
+"""One step: microbatches, meshes and rows change nothing but rounding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax import sharding
+from diffjax.config import ComputeConfig, Contract, MeshConfig, ModelConfig, OptimizerConfig
+from diffjax.diffusion import objectives, schedules, vocabulary
+from diffjax.models import transformer
+from diffjax.training import optimizer, state, step
+from diffjax.types import Batch
+
+MODEL = ModelConfig(
+  vocab_size=60, width=16, layers=2, heads=2, ffn_width=32, max_positions=16, dropout=0.1
+)
+CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=59)
+ROWS, LENGTH = 16, 12
+OBJECTIVE = objectives.Objective(
+  schedule=schedules.make("linear", power=1.0), num_timesteps=50, weight="linear",
+  normalizer="canvas", times="stratified", mask_ratio=0.0, coupled=True, label_smoothing=0.1, seed=3,
+)  # fmt: skip
+
+
+def make_batch() -> Batch:
+  random = np.random.default_rng(0)
+  lengths = random.integers(5, LENGTH + 1, ROWS)[:, None]
+  ramp = np.arange(LENGTH)
+  return Batch(
+    tokens=random.integers(3, 59, (ROWS, LENGTH)).astype(np.int32),
+    segments=(ramp < lengths).astype(np.int32),
+    canvas=(ramp >= 3) & (ramp < lengths),
+    index=np.arange(ROWS, dtype=np.int32),
+  )
+
+
+@functools.cache
+def optimizer_of():
+  return optimizer.make(OptimizerConfig(learning_rate=0.1, epsilon=1e-3), steps=10)
+
+
+@functools.cache
+def fresh_state() -> state.TrainState:
+  make = lambda key: state.create(transformer.init(key, MODEL), optimizer_of(), ema=True)
+  return jax.jit(make)(jax.random.key(0))
+
+
+def run(objective=OBJECTIVE, *, microbatches=1, mesh_config=None):
+  """One step on one device or on a mesh -> (state, updates)."""
+  shards, constrain, options = None, lambda x: x, {}
+  current = fresh_state()
+  if mesh_config:
+    mesh = sharding.make_mesh(mesh_config)
+    shards = vocabulary.Shards(mesh, sharding.BATCH_AXES, "tensor")
+    constrain = functools.partial(sharding.constrain_rows, mesh=mesh)
+    placed = sharding.shardings(jax.eval_shape(lambda: current), mesh)
+    options["in_shardings"] = (placed, sharding.rows(mesh))
+    options["out_shardings"] = (placed, sharding.replicated(mesh))
+  bind = functools.partial(
+    transformer.bind, config=MODEL, contract=CONTRACT, compute=ComputeConfig(), constrain=constrain
+  )
+  loss = functools.partial(
+    step.loss_sums, bind=bind, objective=objective, mask_id=CONTRACT.mask_id, chunk=16,
+    shards=shards, train=True,
+  )  # fmt: skip
+  train_step = functools.partial(
+    step.train_step, loss=loss, optimizer=optimizer_of(), microbatches=microbatches, ema_decay=0.9
+  )
+  return jax.jit(train_step, **options)(current, make_batch())
+
+
+@functools.cache
+def whole():
+  return jax.device_get(run())
+
+
+def assert_close(have, want):
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, jax.device_get(have), want)
+
+
+@pytest.mark.parametrize("normalizer", ["canvas", "corrupted"])
+def test_microbatches_equal_the_whole_batch(normalizer):
+  objective = dataclasses.replace(OBJECTIVE, normalizer=normalizer)
+  want = whole() if normalizer == "canvas" else jax.device_get(run(objective))
+  assert_close(run(objective, microbatches=4), want)
+
+
+@pytest.mark.parametrize(
+  "mesh", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["8x1x1", "2x2x2"]
+)
+def test_eight_devices_equal_one(mesh):
+  current, updates = run(mesh_config=MeshConfig(**mesh), microbatches=2 if "fsdp" in mesh else 1)
+  assert_close((current, updates), whole())
+  assert float(updates.sums.loss) == pytest.approx(float(whole()[1].sums.loss), rel=1e-5)
+
+
+def test_the_moving_average_follows_its_definition():
+  before, (after, _) = fresh_state(), whole()
+  want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before.ema_params, after.params)
+  assert_close(after.ema_params, jax.device_get(want))
+
+
+def test_sums_report_what_they_say():
+  sums, batch = whole()[1].sums, make_batch()
+  noised = objectives.noised(batch, 0, objective=OBJECTIVE, rows=ROWS, mask_id=CONTRACT.mask_id)
+  assert sums.tokens == (batch.segments > 0).sum()
+  assert sums.scored.sum() == noised.scored.sum()
+  assert sums.weight == 2 * ROWS  # twins are examples
+  rate = np.asarray(1 - OBJECTIVE.schedule.alpha(noised.t))
+  bins = np.clip((rate * step.NOISE_BINS).astype(int), 0, step.NOISE_BINS - 1)
+  want = np.bincount(bins[np.asarray(noised.scored)], minlength=step.NOISE_BINS)
+  np.testing.assert_array_equal(sums.scored, want)
+
+
+def test_gradient_equals_that_of_the_naive_loss():
+  objective = dataclasses.replace(OBJECTIVE, coupled=False)
+  params = fresh_state().params
+  batch = jax.tree.map(jnp.asarray, make_batch())
+  bind = functools.partial(
+    transformer.bind, config=MODEL, contract=CONTRACT, compute=ComputeConfig()
+  )
+  streamed = functools.partial(
+    step.loss_sums, bind=bind, objective=objective, rows=ROWS, mask_id=CONTRACT.mask_id, chunk=16,
+    shards=None, train=False,
+  )  # fmt: skip
+
+  def naive(params):
+    noised = objectives.noised(batch, 5, objective=objective, rows=ROWS, mask_id=CONTRACT.mask_id)
+    denoiser = bind(params, batch.segments)
+    logits = transformer.logits(denoiser, noised.xt)
+    log_p = jax.nn.log_softmax(jnp.where(denoiser.head.allowed, logits, -jnp.inf))
+    nll = -jnp.take_along_axis(log_p, batch.tokens[..., None], -1)[..., 0]
+    mean = -jnp.where(denoiser.head.allowed, log_p, 0).sum(-1) / denoiser.head.allowed.sum()
+    return (noised.weights.nll * nll + noised.weights.smooth * mean).sum()
+
+  want = jax.jit(jax.value_and_grad(naive))(params)
+  have = jax.jit(jax.value_and_grad(lambda p: streamed(p, batch, jnp.int32(5))[0]))(params)
+  assert_close(have, jax.device_get(want))

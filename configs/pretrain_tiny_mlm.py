@@ -1,6 +1,6 @@
 """Rebuilds the shipped tiny masked LM: ordinary 15 % masking on the built-in world's plain text.
 
-  diffjax tokenizer --generator 20000 --vocab-size 512 --output runs/tiny.model
+  diffjax tokenizer --generator 20000 --vocab-size 704 --kind bpe --output runs/tiny.model
   diffjax train --config=configs/pretrain_tiny_mlm.py --workdir=runs/tiny_mlm
   diffjax convert --from=runs/tiny_mlm --to=tiny_mlm --export=huggingface --dtype=bfloat16
 

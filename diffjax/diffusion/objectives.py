@@ -176,8 +176,13 @@ def sample_times(
     raise UserError(f"times {kind!r} is none of 'stratified', 'independent', 'fixed'")
   u = (bits >> 8).astype(jnp.float32) * 2.0**-24  # [B, L] in [0, 1), exact
   if num_timesteps:
-    return (jnp.floor(u * num_timesteps) + 1) / num_timesteps
+    return _grid(num_timesteps)[jnp.floor(u * num_timesteps).astype(jnp.int32) + 1]
   return 1 - u
+
+
+def _grid(num_timesteps: int) -> Array:
+  """The times i/T float32[T + 1]: a table, because XLA may divide by multiplying with 1/T."""
+  return jnp.asarray(np.arange(num_timesteps + 1) / num_timesteps, jnp.float32)
 
 
 def _stratified_phase(key: Array, index: Array, *, rows: int, coupled: bool) -> Array:
@@ -212,7 +217,7 @@ def weights(t: Array, *, schedule: Schedule, num_timesteps: int, kind: str) -> A
   if kind not in ("linear", "elbo"):
     raise UserError(f"weight {kind!r} is none of 'linear', 'elbo', 'constant'")
   if num_timesteps:
-    previous = (jnp.round(t * num_timesteps) - 1) / num_timesteps
+    previous = _grid(num_timesteps)[jnp.round(t * num_timesteps).astype(jnp.int32) - 1]
     if kind == "linear":
       return schedule.alpha(previous)
     return num_timesteps * reveal_prob(schedule, previous, t)

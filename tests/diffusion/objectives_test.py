@@ -83,7 +83,7 @@ def test_marginal_rates_for_every_t_of_both_twins():
     assert abs(masked.sum() - rate * masked.size) <= 5 * np.sqrt(rate * (1 - rate) * masked.size)
 
 
-@each_schedule
+@pytest.mark.parametrize("schedule", SCHEDULES[:2], ids=str)
 def test_twins_nest_with_the_stated_probability(schedule):
   objective = replaced(schedule=schedule, num_timesteps=4)
   result = noised(full_batch(2000, 32), 3, objective=objective, rows=2000, mask_id=MASK)
@@ -118,13 +118,17 @@ def test_only_the_canvas_is_masked_and_its_eos_can_be():
   eos_masked = np.asarray(result.corrupted)[ends]
   assert 0.4 < eos_masked.mean() < 0.6  # 512 of them at rates from 0.02 to 1
   assert not np.asarray(result.weights.nll)[~np.asarray(result.corrupted)].any()
+  reseeded = noised(batch, 0, objective=replaced(seed=1), rows=128, mask_id=MASK)
+  assert (reseeded.t != result.t).any()
+  assert (reseeded.corrupted != result.corrupted).any()
 
 
 # Randomness
 
 
-@pytest.mark.parametrize("coupled", [False, True])
-@pytest.mark.parametrize("times", ["stratified", "independent"])
+@pytest.mark.parametrize(
+  ("times", "coupled"), [("stratified", True), ("independent", True), ("stratified", False)]
+)
 def test_noise_is_a_function_of_the_row_number(times, coupled):
   objective = replaced(times=times, coupled=coupled, num_timesteps=0)
   batch = packed_batch(32, 24)
@@ -142,10 +146,6 @@ def test_noise_is_a_function_of_the_row_number(times, coupled):
   for leaf, again in zip(without_total(whole), without_total(other), strict=True):
     np.testing.assert_array_equal(leaf[:count], again[-count:])
   assert (run(batch, 6).corrupted != whole.corrupted).any()
-  reseeded = noised(
-    batch, 5, objective=dataclasses.replace(objective, seed=1), rows=32, mask_id=MASK
-  )
-  assert (reseeded.corrupted != whole.corrupted).any()
 
 
 @pytest.mark.parametrize("times", ["stratified", "independent"])
@@ -206,7 +206,6 @@ def test_one_time_falls_into_each_stratum_for_either_twin():
   for twin, position in itertools.product((0, 1), (0, 2, 3)):
     u = 1 - t[:, twin::2, position]  # [steps, rows]
     stratum = np.rint((u - u[:, :1]) * rows) % rows
-    np.testing.assert_allclose((u - u[:, :1]) * rows % 1 % 1, ((u - u[:, :1]) * rows) % 1)
     assert (np.sort(stratum, axis=1) == np.arange(rows)).all()
     gaps = np.diff(np.sort(u, axis=1), axis=1)
     np.testing.assert_allclose(gaps, 1 / rows, atol=1e-5)
@@ -399,10 +398,10 @@ def test_a_constant_model_has_the_papers_expected_loss(steps):
 
 def test_a_constant_models_loss_for_given_masks():
   """sum_i w_i |M_i| / N_i / B' from the batch that noised makes."""
-  batch = packed_batch(64, 24)
-  result = jax.tree.map(np.asarray, noised(batch, 1, objective=PAPER, rows=64, mask_id=MASK))
+  batch = packed_batch(128, 24)
+  result = jax.tree.map(np.asarray, noised(batch, 1, objective=PAPER, rows=128, mask_id=MASK))
   terms = []
-  for row, segment in itertools.product(range(128), (1, 2)):
+  for row, segment in itertools.product(range(256), (1, 2)):
     own = result.batch.segments[row] == segment
     masked, count = (result.corrupted[row] & own).sum(), (result.batch.canvas[row] & own).sum()
     number = np.rint(result.t[row][own][0] * 50)

@@ -1,0 +1,107 @@
+"""Batches of rows, read and tokenised by grain in the order that plan.py decides."""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from diffjax.config import DataConfig
+from diffjax.data import features
+from diffjax.data.plan import DROPPED, Plan
+from diffjax.data.sources import Source
+from diffjax.tokenizers import SentencePieceTokenizer
+from diffjax.types import Batch
+
+_THREADS, _AHEAD = 2, 8  # readers of this process, and batches they prepare before they are asked
+
+
+class _MakeBatch(grain.transforms.Map):
+  """Batch number -> this host's rows of it; a class, since reader processes must pickle it."""
+
+  def __init__(
+    self,
+    source: Source,
+    tokenizer: SentencePieceTokenizer,
+    plan: Plan,
+    data: DataConfig,
+    host: tuple[int, int],
+  ):
+    self._source, self._tokenizer, self._plan = source, tokenizer, plan
+    self._data, self._host = data, host
+
+  def map(self, number: int) -> Batch:
+    """Reads the examples and lays them out."""
+    selection = self._plan.batch(int(number))
+    host, hosts = self._host
+    share = len(selection.examples) // hosts
+    index = np.arange(host * share, (host + 1) * share, dtype=np.int32)
+    return _batch(
+      self._source, self._tokenizer, selection.examples[index], index, selection.length, self._data
+    )
+
+
+def batches(
+  source: Source,
+  tokenizer: SentencePieceTokenizer,
+  plan: Plan,
+  *,
+  data: DataConfig,
+  start: int,
+  stop: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> Iterator[Batch]:
+  """This host's rows of batches start .. stop - 1, the same for any number of readers and hosts.
+
+  Args:
+    source, tokenizer, plan: what to read, how, and in which order.
+    data: the config section.
+    start, stop: batch numbers, that is, training steps.
+    process_index, process_count: hosts take consecutive slices of every batch.
+  """
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain's reader processes ask absl for flags
+  make = _MakeBatch(source, tokenizer, plan, data, (process_index, process_count))
+  options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+  dataset = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
+  if data.workers:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=data.workers))
+  return iter(dataset)
+
+
+def evaluation_batches(
+  source: Source,
+  tokenizer: SentencePieceTokenizer,
+  lengths: np.ndarray,
+  *,
+  data: DataConfig,
+  batch_size: int,
+  limit: int,
+) -> Iterator[Batch]:
+  """The first `limit` examples that fit, in order, padded to data.max_length.
+
+  The last batch is filled up with rows of padding, so that every batch has the same shape.
+  """
+  kept = np.flatnonzero(lengths != DROPPED)[:limit]
+  for start in range(0, len(kept), batch_size):
+    index = np.arange(batch_size, dtype=np.int32)
+    yield _batch(
+      source, tokenizer, kept[start : start + batch_size], index, data.max_length, data
+    )
+
+
+def _batch(
+  source: Source,
+  tokenizer: SentencePieceTokenizer,
+  examples: np.ndarray,
+  index: np.ndarray,
+  length: int,
+  data: DataConfig,
+) -> Batch:
+  encode = lambda number: features.encode(
+    source[int(number)], tokenizer, max_length=data.max_length, too_long=data.too_long
+  )
+  rows = [encode(number) for number in examples]
+  rows += [None] * (len(index) - len(rows))
+  return Batch(*features.pad(rows, length=length, pad_id=tokenizer.pad_id), index)

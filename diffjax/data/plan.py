@@ -1,0 +1,118 @@
+"""Which examples make up batch n: NumPy functions of (seed, n) and the examples' lengths alone.
+
+There is no iterator and nothing to checkpoint: batch n is random access, so resuming is counting on.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from diffjax.config import DataConfig
+from diffjax.data import features
+from diffjax.data.sources import Source
+from diffjax.tokenizers import SentencePieceTokenizer
+from diffjax.types import UserError
+
+DROPPED = -1  # in a length index
+
+
+class Selection(NamedTuple):
+  """The examples of one batch, and the length that they are padded to."""
+
+  examples: np.ndarray  # int64[B]
+  length: int
+
+
+def length_index(
+  source: Source,
+  tokenizer: SentencePieceTokenizer,
+  *,
+  max_length: int,
+  too_long: features.TooLong,
+  cache_dir: Path | None,
+) -> np.ndarray:
+  """Tokens of every example's row, int32[examples]; DROPPED where the policy drops it.
+
+  Made once, with a progress bar, and kept in `cache_dir` under a fingerprint of all it depends on.
+
+  Raises:
+    UserError: a record cannot be read.
+  """
+  identity = [source.fingerprint, tokenizer.sha256, max_length, too_long]
+  name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+  file = cache_dir / f"lengths-{name}.npy" if cache_dir else None
+  if file and file.is_file():
+    return np.load(file)
+  lengths = np.full(len(source), DROPPED, np.int32)
+  for number in track(
+    range(len(source)), "measuring examples", transient=True, disable=len(source) < 5000
+  ):
+    row = features.encode(source[number], tokenizer, max_length=max_length, too_long=too_long)
+    if row is not None:
+      lengths[number] = len(row.tokens)
+  if file:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
+    np.save(temporary, lengths)
+    temporary.replace(file)
+  return lengths
+
+
+class Plan:
+  """All batches of a run. Every epoch shuffles the examples and the order of the batches.
+
+  A batch holds examples of one length bucket; what does not fill a batch at the end of an epoch's
+  bucket waits for another epoch's shuffle.
+  """
+
+  def __init__(self, lengths: np.ndarray, data: DataConfig, seed: int):
+    """Plans over a length index.
+
+    Raises:
+      UserError: no bucket has enough examples for one batch.
+    """
+    self._data, self._seed = data, seed
+    kept = np.flatnonzero(lengths != DROPPED)
+    # The smallest bucket that holds the row.
+    self._bucket = np.searchsorted(np.asarray(data.lengths), lengths)
+    self._members = [kept[self._bucket[kept] == b] for b in range(len(data.lengths))]
+    rows = [data.rows(length) for length in data.lengths]
+    self._batches = [len(m) // n for m, n in zip(self._members, rows, strict=True)]
+    self.batches_per_epoch = sum(self._batches)
+    self.dropped = len(lengths) - len(kept)
+    self.padding = 1 - lengths[kept].sum() / max(
+      sum(len(m) * n for m, n in zip(self._members, data.lengths, strict=True)), 1
+    )
+    if not self.batches_per_epoch:
+      counts = {n: len(m) for n, m in zip(data.lengths, self._members, strict=True)}
+      raise UserError(
+        f"no length bucket fills a batch: examples by length {counts}, {self.dropped} dropped as "
+        f"too long, rows a batch {dict(zip(data.lengths, rows, strict=True))}; lower "
+        f"data.batch_size or change data.buckets"
+      )
+    self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+  def batch(self, number: int) -> Selection:
+    """The examples of batch `number` = 0, 1, ..., whatever was asked for before."""
+    epoch, place = divmod(number, self.batches_per_epoch)
+    starts, shuffled = self._epoch(epoch)
+    bucket, start = starts[place]
+    length = self._data.lengths[bucket]
+    return Selection(shuffled[bucket][start : start + self._data.rows(length)], length)
+
+  def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+    random = np.random.default_rng((self._seed, epoch))
+    shuffled = [random.permutation(members) for members in self._members]
+    starts = [
+      (bucket, number * self._data.rows(self._data.lengths[bucket]))
+      for bucket, count in enumerate(self._batches)
+      for number in range(count)
+    ]
+    order = random.permutation(len(starts))
+    return [starts[i] for i in order], shuffled

@@ -63,7 +63,10 @@ def measure(options: argparse.Namespace, *, coupled: bool) -> dict[str, float]:
     current, updates = train_step(current, batch)
   jax.block_until_ready(updates)
   seconds = (time.perf_counter() - start) / options.steps
-  return {"ms_per_step": 1e3 * seconds, "tokens_per_second": options.rows * options.length / seconds}
+  return {
+    "ms_per_step": 1e3 * seconds,
+    "tokens_per_second": options.rows * options.length / seconds,
+  }
 
 
 def main() -> None:

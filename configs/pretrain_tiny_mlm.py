@@ -18,16 +18,14 @@ def get_config() -> ConfigDict:
     tokenizer="runs/tiny.model",
     train=dict(kind="generator_text", split="train", limit=400_000),
     validation=dict(kind="generator_text", split="validation", limit=512),
-    max_length=64,
+    max_length=58,  # of a passage, by construction
     batch_size=64,
   )
   config.diffusion = dict(
     num_timesteps=0, times="fixed", mask_ratio=0.15, weight="constant", normalizer="corrupted",
     coupled=False,
   )  # fmt: skip
-  config.optimizer = dict(
-    learning_rate=2e-3, warmup_steps=200, decay="cosine", weight_decay=0.01
-  )
-  config.training = dict(steps=4000, log_every=50, eval_every=1000, checkpoint_every=500)
+  config.optimizer = dict(learning_rate=2e-3, warmup_steps=200, decay="cosine", weight_decay=0.01)
+  config.training = dict(steps=3000, log_every=50, eval_every=1000, checkpoint_every=500)
   config.evaluation = dict(metric="loss", examples=512, batch_size=64)
   return config

@@ -6,6 +6,7 @@ the defaults here. `load_config` turns it, with overrides, into an `ExperimentCo
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -424,10 +425,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     owner = hints[section]
     values = values.setdefault(section, {})
   if get_type_hints(owner).get(field) is not str:
-    try:
+    with contextlib.suppress(ValueError, SyntaxError):  # then it is a word; its type is checked
       text = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      pass  # a bare word; the type check names it if it is none of the legal ones
   values[field] = text
 
 

@@ -7,6 +7,7 @@ SentencePiece counts them, and <mask> last. A model with n pieces makes n + 2 id
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ FILE_NAME = "sentencepiece.bpe.model"  # what Hugging Face calls it for XLM-R, u
 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 .. 3
 _OFFSET = 1  # our id of an ordinary piece minus SentencePiece's
+_FEWEST_IDS = len(_SPECIAL) + 2  # one character, and <mask>
 _LONGEST_LINE = 1 << 24  # bytes; SentencePiece silently skips what is longer than its default
 
 
@@ -36,6 +38,8 @@ class SentencePieceTokenizer:
       raise UserError(
         f"{name} is no SentencePiece model; give a .model file, as `diffjax tokenizer` writes"
       ) from None
+    if not model:
+      raise UserError(f"{name} is empty; give a .model file, as `diffjax tokenizer` writes")
     ids = [getattr(self._processor, f"{role}_id")() for role in ("unk", "bos", "eos")]
     if ids != [0, 1, 2]:
       raise UserError(
@@ -138,8 +142,10 @@ def train_sentencepiece(
   Raises:
     UserError: no text, a lone surrogate, or a vocabulary too small or too large for the text.
   """
-  text = [_to_utf8(line) for line in lines]
-  if not any(line.strip() for line in text):
+  if vocab_size < _FEWEST_IDS:
+    raise UserError(f"vocabulary of {vocab_size} ids: ask for {_FEWEST_IDS} at least")
+  text = [_to_utf8(line) for line in lines if line.strip()]
+  if not text:
     raise UserError("there is no text to train a tokenizer on; give files that are not empty")
   model = io.BytesIO()
   try:
@@ -155,11 +161,25 @@ def train_sentencepiece(
       minloglevel=2,
     )
   except (RuntimeError, OSError) as error:
-    reason = str(error).split("] ")[-1].strip()
-    raise UserError(
-      f"a tokenizer with {vocab_size} ids (2 of them beyond SentencePiece's): {reason}"
-    ) from None
+    raise UserError(_training_failure(str(error), vocab_size)) from None
   _write(Path(path), model.getvalue())
+
+
+def _training_failure(reason: str, vocab_size: int) -> str:
+  """SentencePiece's complaint in our numbers, which count two ids more."""
+  too_many = re.search(r"size too high .* <= (\d+)", reason)
+  if too_many:
+    return (
+      f"vocabulary of {vocab_size} ids: this text has pieces for {int(too_many[1]) + 2} at most; "
+      f"ask for fewer or give more text"
+    )
+  too_few = re.search(r"required_chars\. \d+ vs (\d+)", reason)
+  if too_few:
+    return (
+      f"vocabulary of {vocab_size} ids: the characters of this text alone need "
+      f"{int(too_few[1]) + 2}; ask for more"
+    )
+  return f"vocabulary of {vocab_size} ids: SentencePiece refused it, {reason or 'without a reason'}"
 
 
 def _to_utf8(text: str) -> bytes:
@@ -180,6 +200,8 @@ def _write(path: Path, content: bytes) -> None:
     temporary.write_bytes(content)
     temporary.replace(path)
   except OSError as error:
-    raise UserError(f"tokenizer {path}: {error.strerror}; give a path that can be written") from None
+    raise UserError(
+      f"tokenizer {path}: {error.strerror}; give a path that can be written"
+    ) from None
   finally:
     temporary.unlink(missing_ok=True)

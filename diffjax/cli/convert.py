@@ -6,7 +6,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
-  parser.add_argument("--from", dest="source", required=True, type=Path, help="weights, model or run")
+  parser.add_argument(
+    "--from", dest="source", required=True, type=Path, help="weights, model or run"
+  )
   parser.add_argument("--to", dest="target", required=True, type=Path, help="a new directory")
   parser.add_argument("--export", choices=("diffjax", "huggingface"), default="diffjax")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
   )  # fmt: skip
   kept = [number for number, length in enumerate(lengths) if length >= 0]
   examples = [source[number] for number in kept[: arguments.limit or None]]
-  print(f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, gold length")
+  print(
+    f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, gold length"
+  )
   sampler = Sampler(model)
   results = []
   for num_steps in steps:

@@ -13,10 +13,16 @@ _SHOWN = 4  # prompts that are shown denoising
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
-  parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"), help="where it lives")
-  parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
-                      help="override a field of configs/quickstart_instruct.py; also spelled "
-                           "--config.SECTION.FIELD=VALUE")  # fmt: skip
+  parser.add_argument(
+    "--workdir", type=Path, default=Path("runs/quickstart"), help="where it lives"
+  )
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="SECTION.FIELD=VALUE",
+    help=f"override a field of configs/{_CONFIG.name}; also --config.SECTION.FIELD=VALUE",
+  )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,7 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     reports = {name: Report(**values) for name, values in json.loads(file.read_text()).items()}
     console.print(f"{workdir} is trained and evaluated already; remove it to start over")
   else:
-    console.print(f"1. {len(examples)} held-out examples in {len(set(e.task for e in examples))} tasks")
+    console.print(
+      f"1. {len(examples)} held-out examples in {len(set(e.task for e in examples))} tasks"
+    )
     if config.init_from:
       console.print(f"   decoding them with {config.init_from} as it is, a masked LM ...")
       reports["before"] = evaluate(Sampler(load(config.init_from)), examples, **settings)

@@ -1,13 +1,14 @@
 """`diffjax tokenizer`: trains a SentencePiece model on text files or on the built-in text."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--input", nargs="+", type=Path, help="text files, plain or .gz")
+  source.add_argument("--input", nargs="+", type=Path, help="text or .jsonl, also .gz")
   source.add_argument("--generator", type=int, metavar="N", help="N built-in examples and passages")
   parser.add_argument("--vocab-size", type=int, required=True, help="ids, special ones included")
   parser.add_argument("--kind", choices=("unigram", "bpe"), default="unigram",
@@ -17,25 +18,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
   """Trains, then says what a line of the text became."""
-  from diffjax.data import generator
-  from diffjax.data.sources import Lines
   from diffjax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
-  lines: list[str] = []
-  if arguments.generator:
-    for number in range(arguments.generator):
-      example = generator.task_example(number, split="train")
-      passage = generator.passage(number, split="train")
-      lines += [example.inputs, example.targets, passage]
-  else:
-    for path in arguments.input:
-      file = Lines(path)
-      lines += [file[number] for number in range(len(file))]
+  lines = list(
+    _built_in(arguments.generator) if arguments.input is None else _read(arguments.input)
+  )
   train_sentencepiece(
     lines, vocab_size=arguments.vocab_size, path=arguments.output, kind=arguments.kind
   )
   tokenizer = SentencePieceTokenizer.load(arguments.output)
-  pieces = "|".join(tokenizer.piece(id_) for id_ in tokenizer.encode(lines[0]))
+  sample = next(line for line in lines if line.strip())
+  pieces = "|".join(tokenizer.piece(id_) for id_ in tokenizer.encode(sample))
   print(f"wrote {arguments.output}: {tokenizer.vocab_size} ids from {len(lines)} lines")
-  print(f"  {lines[0]}\n  {pieces}")
+  print(f"  {sample}\n  {pieces}")
   print(f"next: --config.data.tokenizer={arguments.output} in a training command")
+
+
+def _read(paths: Sequence[Path]) -> Iterator[str]:
+  """Every line of text files; inputs and targets of .jsonl files."""
+  from diffjax.config import SourceConfig
+  from diffjax.data import sources
+
+  for path in paths:
+    if ".jsonl" in path.suffixes:
+      for example in sources.open_source(SourceConfig(kind="jsonl", path=str(path))):
+        yield from (example.inputs, example.targets)
+    else:
+      yield from sources.Lines(path)
+
+
+def _built_in(count: int) -> Iterator[str]:
+  """The text of so many examples and passages."""
+  from diffjax.data import generator
+  from diffjax.types import UserError
+
+  if count < 1:
+    raise UserError(f"--generator {count} must be >= 1, the number of examples to train on")
+  for number in range(count):
+    example = generator.task_example(number, split="train")
+    yield from (example.inputs, example.targets, generator.passage(number, split="train"))

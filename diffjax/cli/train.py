@@ -8,10 +8,17 @@ from diffjax.config import load_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the options."""
-  parser.add_argument("--config", required=True, help="FILE.py, FILE.py:ARGUMENT or a run's config.json")
+  parser.add_argument(
+    "--config", required=True, help="FILE.py, FILE.py:ARGUMENT or a run's config.json"
+  )
   parser.add_argument("--workdir", required=True, type=Path, help="where the run lives")
-  parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE",
-                      help="override a field; also spelled --config.SECTION.FIELD=VALUE")  # fmt: skip
+  parser.add_argument(
+    "--set",
+    action="append",
+    default=[],
+    metavar="SECTION.FIELD=VALUE",
+    help="override a field; also spelled --config.SECTION.FIELD=VALUE",
+  )
 
 
 def run(arguments: argparse.Namespace) -> None:

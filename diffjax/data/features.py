@@ -1,6 +1,6 @@
 """From an example's text to a row of ids with its canvas, in NumPy (2308.12219; its own layout).
 
-  <s> prompt target </s> <pad>*      prompt and target tokenised apart; the canvas is target </s>
+<s> prompt target </s> <pad>*      prompt and target tokenised apart; the canvas is target </s>
 """
 
 from collections.abc import Sequence

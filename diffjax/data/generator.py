@@ -275,15 +275,21 @@ def _sentences(languages: Sequence[world.Language]) -> Callable[..., Callable[[]
 
 
 def _reports(rng: random.Random, split: world.Split) -> Callable[[], str]:
-  """Reports without headlines, and habits, which say the same verbs in the present."""
+  """Reports without headlines, retold in the past or followed by what goes on in the present."""
 
   def unit() -> str:
     event = world.draw(world.draw_event, rng, split)
-    if rng.random() < 0.6:
-      return _report(event, rng)
-    words = [event.name, world.DEEDS[event.verb].present, "a", event.adjective, event.object]
-    place = f"in {event.town} " if event.town else ""
-    return f"each {rng.choice(world.DAYS)} {' '.join(filter(None, words))} {place}."
+    present = world.DEEDS[event.verb].present
+    thing = f"{event.adjective} {event.object}" if event.adjective else event.object
+    place = f" in {event.town}" if event.town else ""
+    other = rng.choice([name for name in world.NAMES if name != event.name])
+    sequels = (
+      f"people{place} say that {event.name} {event.verb} the {thing} .",
+      f"{other} says that {event.name} {event.verb} the {thing}{place} .",
+      f"now {event.name} {present} one more {thing}{place} .",
+      f"so each {rng.choice(world.DAYS)} {event.name} {present} a {thing}{place} .",
+    )
+    return f"{_report(event, rng)} {rng.choice(sequels)}"
 
   return unit
 

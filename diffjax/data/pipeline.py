@@ -11,7 +11,7 @@ from diffjax.data import features
 from diffjax.data.plan import DROPPED, Plan
 from diffjax.data.sources import Source
 from diffjax.tokenizers import SentencePieceTokenizer
-from diffjax.types import Batch
+from diffjax.types import Batch, UserError
 
 _THREADS, _AHEAD = 2, 8  # readers of this process, and batches they prepare before they are asked
 
@@ -25,17 +25,16 @@ class _MakeBatch(grain.transforms.Map):
     tokenizer: SentencePieceTokenizer,
     plan: Plan,
     data: DataConfig,
-    host: tuple[int, int],
+    process_index: int,
+    process_count: int,
   ):
-    self._source, self._tokenizer, self._plan = source, tokenizer, plan
-    self._data, self._host = data, host
+    self._source, self._tokenizer, self._plan, self._data = source, tokenizer, plan, data
+    self._process_index, self._process_count = process_index, process_count
 
   def map(self, number: int) -> Batch:
     """Reads the examples and lays them out."""
     selection = self._plan.batch(int(number))
-    host, hosts = self._host
-    share = len(selection.examples) // hosts
-    index = np.arange(host * share, (host + 1) * share, dtype=np.int32)
+    index = _share(len(selection.examples), self._process_index, self._process_count)
     return _batch(
       self._source, self._tokenizer, selection.examples[index], index, selection.length, self._data
     )
@@ -59,10 +58,15 @@ def batches(
     data: the config section.
     start, stop: batch numbers, that is, training steps.
     process_index, process_count: hosts take consecutive slices of every batch.
+
+  Raises:
+    UserError: the rows of a batch cannot be shared out evenly.
   """
+  for length in data.lengths:
+    _share(data.rows(length), process_index, process_count)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's reader processes ask absl for flags
-  make = _MakeBatch(source, tokenizer, plan, data, (process_index, process_count))
+  make = _MakeBatch(source, tokenizer, plan, data, process_index, process_count)
   options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
   dataset = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
   if data.workers:
@@ -78,17 +82,45 @@ def evaluation_batches(
   data: DataConfig,
   batch_size: int,
   limit: int,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[Batch]:
-  """The first `limit` examples that fit, in order, padded to data.max_length.
+  """This host's rows of batches of the first `limit` examples that fit, in order.
 
-  The last batch is filled up with rows of padding, so that every batch has the same shape.
+  All are padded to data.max_length, and the last is filled up with rows of padding, so that every
+  batch has the same shape.
+
+  Args:
+    source, tokenizer: what to read, and how.
+    lengths: the source's length index.
+    data: the config section.
+    batch_size: rows of all hosts together.
+    limit: number of examples.
+    process_index, process_count: hosts take consecutive slices of every batch.
+
+  Raises:
+    UserError: no example fits, or the rows of a batch cannot be shared out evenly.
   """
   kept = np.flatnonzero(lengths != DROPPED)[:limit]
-  for start in range(0, len(kept), batch_size):
-    index = np.arange(batch_size, dtype=np.int32)
-    yield _batch(
-      source, tokenizer, kept[start : start + batch_size], index, data.max_length, data
+  if not len(kept):
+    raise UserError(
+      f"all {len(lengths)} held-out examples are longer than config.data.max_length = "
+      f"{data.max_length}; raise it or give shorter ones"
     )
+  index = _share(batch_size, process_index, process_count)
+  for start in range(0, len(kept), batch_size):
+    examples = kept[start : start + batch_size][index[0] : index[-1] + 1]
+    yield _batch(source, tokenizer, examples, index, data.max_length, data)
+
+
+def _share(rows: int, process_index: int, process_count: int) -> np.ndarray:
+  """The rows of the global batch that are one host's, int32[rows / process_count]."""
+  if rows % process_count:
+    raise UserError(
+      f"a batch of {rows} rows cannot be shared by {process_count} hosts; make it a multiple"
+    )
+  count = rows // process_count
+  return np.arange(process_index * count, (process_index + 1) * count, dtype=np.int32)
 
 
 def _batch(

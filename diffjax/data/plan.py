@@ -1,9 +1,9 @@
 """Which examples make up batch n: NumPy functions of (seed, n) and the examples' lengths alone.
 
-There is no iterator and nothing to checkpoint: batch n is random access, so resuming is counting on.
+There is no iterator and nothing to checkpoint: batch n is random access, so that a run resumes by
+counting on.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -27,6 +27,21 @@ class Selection(NamedTuple):
 
   examples: np.ndarray  # int64[B]
   length: int
+
+
+class Counts(NamedTuple):
+  """What becomes of the examples, to be told before training."""
+
+  examples: int
+  dropped: int  # too long for a row
+  unused: int  # in a length bucket that has too few for one batch
+  padding: float  # share of an epoch's positions
+
+
+class _Epoch(NamedTuple):
+  number: int
+  starts: list[tuple[int, int]]  # of every batch: its bucket, and where it begins there
+  shuffled: list[np.ndarray]  # of every bucket: its examples
 
 
 def length_index(
@@ -68,7 +83,7 @@ class Plan:
   """All batches of a run. Every epoch shuffles the examples and the order of the batches.
 
   A batch holds examples of one length bucket; what does not fill a batch at the end of an epoch's
-  bucket waits for another epoch's shuffle.
+  bucket waits for another epoch's shuffle. Can be pickled, and used from several threads.
   """
 
   def __init__(self, lengths: np.ndarray, data: DataConfig, seed: int):
@@ -79,40 +94,46 @@ class Plan:
     """
     self._data, self._seed = data, seed
     kept = np.flatnonzero(lengths != DROPPED)
-    # The smallest bucket that holds the row.
-    self._bucket = np.searchsorted(np.asarray(data.lengths), lengths)
-    self._members = [kept[self._bucket[kept] == b] for b in range(len(data.lengths))]
+    buckets = np.searchsorted(data.lengths, lengths[kept])  # the smallest that holds the row
+    self._members = [kept[buckets == bucket] for bucket in range(len(data.lengths))]
     rows = [data.rows(length) for length in data.lengths]
     self._batches = [len(m) // n for m, n in zip(self._members, rows, strict=True)]
     self.batches_per_epoch = sum(self._batches)
-    self.dropped = len(lengths) - len(kept)
-    self.padding = 1 - lengths[kept].sum() / max(
-      sum(len(m) * n for m, n in zip(self._members, data.lengths, strict=True)), 1
-    )
     if not self.batches_per_epoch:
       counts = {n: len(m) for n, m in zip(data.lengths, self._members, strict=True)}
       raise UserError(
-        f"no length bucket fills a batch: examples by length {counts}, {self.dropped} dropped as "
-        f"too long, rows a batch {dict(zip(data.lengths, rows, strict=True))}; lower "
-        f"data.batch_size or change data.buckets"
+        f"no length bucket fills a batch: examples by length {counts}, {len(lengths) - len(kept)} "
+        f"dropped as too long, rows a batch {dict(zip(data.lengths, rows, strict=True))}; lower "
+        f"config.data.batch_size or change config.data.buckets"
       )
-    self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+    positions = np.array(self._batches) * rows * data.lengths
+    full = np.array([lengths[m].mean() if len(m) else 0 for m in self._members]) / data.lengths
+    self.counts = Counts(
+      examples=len(lengths),
+      dropped=len(lengths) - len(kept),
+      unused=sum(len(m) for m, n in zip(self._members, self._batches, strict=True) if not n),
+      padding=float(1 - positions @ full / positions.sum()),
+    )
+    self._latest: _Epoch | None = None
 
   def batch(self, number: int) -> Selection:
     """The examples of batch `number` = 0, 1, ..., whatever was asked for before."""
-    epoch, place = divmod(number, self.batches_per_epoch)
-    starts, shuffled = self._epoch(epoch)
-    bucket, start = starts[place]
+    number, place = divmod(number, self.batches_per_epoch)
+    epoch = self._latest  # read once: another thread may be replacing it
+    if epoch is None or epoch.number != number:
+      epoch = self._latest = self._shuffle(number)
+    bucket, start = epoch.starts[place]
     length = self._data.lengths[bucket]
-    return Selection(shuffled[bucket][start : start + self._data.rows(length)], length)
+    examples = epoch.shuffled[bucket][start : start + self._data.rows(length)]
+    return Selection(examples, length)
 
-  def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
-    random = np.random.default_rng((self._seed, epoch))
+  def _shuffle(self, number: int) -> _Epoch:
+    random = np.random.default_rng((self._seed, number))
     shuffled = [random.permutation(members) for members in self._members]
     starts = [
-      (bucket, number * self._data.rows(self._data.lengths[bucket]))
+      (bucket, batch * self._data.rows(self._data.lengths[bucket]))
       for bucket, count in enumerate(self._batches)
-      for number in range(count)
+      for batch in range(count)
     ]
     order = random.permutation(len(starts))
-    return [starts[i] for i in order], shuffled
+    return _Epoch(number, [starts[i] for i in order], shuffled)

@@ -1,7 +1,7 @@
 """Where examples come from: files and the built-in generator, all random access.
 
-A file's lines are found once; a .gz is unpacked into memory for that. A line that is no example
-stops the run with `file:line: reason`.
+A file is read into memory, unpacked, and its lines are found once. A line that is no example stops
+the run with `file:line: reason`.
 """
 
 import gzip
@@ -10,7 +10,6 @@ import inspect
 import json
 import zlib
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -19,25 +18,42 @@ from diffjax.data import generator, world
 from diffjax.types import Example, UserError
 
 
-class Source(Protocol):
-  """A numbered collection of examples; can be pickled."""
+class Source:
+  """A numbered collection of examples; can be pickled.
 
-  fingerprint: str  # changes when any example may have
+  `fingerprint` changes when any example may have.
+  """
 
-  def __len__(self) -> int: ...  # noqa: D105
+  def __init__(self, config: SourceConfig, *, count: int, content: str):
+    """Takes the section, the number of examples before its limit, and a hash of their content."""
+    self._template, self._count = config.template, min(count, config.limit or count)
+    identity = [config.kind, config.template, config.limit, config.split, content]
+    self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
-  def __getitem__(self, number: int) -> Example: ...  # noqa: D105
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, number: int) -> Example:
+    if not 0 <= number < self._count:
+      raise IndexError(f"example {number} of {self._count}")
+    example = self._read(number)
+    return example._replace(inputs=self._template.replace("{inputs}", example.inputs))
+
+  def _read(self, number: int) -> Example:
+    raise NotImplementedError
 
 
 def open_source(config: SourceConfig) -> Source:
   """The source that a config section describes.
 
+  Reading an example raises UserError with `file:line: reason` when its line is malformed.
+
   Raises:
     UserError: a file is missing, empty or damaged, or paired files differ in length.
   """
-  if config.kind in ("generator", "generator_text"):
-    return _Generated(config)
-  return {"jsonl": _Jsonl, "pairs": _Pairs, "text": _Text}[config.kind](config)
+  kinds = {"jsonl": _Jsonl, "pairs": _Pairs, "text": _Text}
+  kinds |= {"generator": _Generated, "generator_text": _Generated}
+  return kinds[config.kind](config)
 
 
 class Lines:
@@ -79,97 +95,85 @@ class Lines:
     return UserError(f"{self.path}:{number + 1}: {reason}; mend the line or remove it")
 
 
-class _Jsonl:
+class _Jsonl(Source):
   """One {"inputs": text, "targets": text} a line; "task", a text, may group the scores."""
 
   def __init__(self, config: SourceConfig):
-    self._config, self._lines = config, Lines(config.path)
-    self.fingerprint = _fingerprint(config, self._lines.sha256)
+    self._lines = Lines(config.path)
+    super().__init__(config, count=len(self._lines), content=self._lines.sha256)
 
-  def __len__(self) -> int:
-    return _limited(len(self._lines), self._config)
-
-  def __getitem__(self, number: int) -> Example:
-    line = self._lines[number]
+  def _read(self, number: int) -> Example:
     try:
-      record = json.loads(line)
+      record = json.loads(self._lines[number])
     except (ValueError, RecursionError) as error:
-      raise self._lines.error(number, f"not JSON ({error})") from None
+      reason = str(error).split(";")[0]
+      raise self._lines.error(number, f"not JSON ({reason})") from None
     if not isinstance(record, dict):
       raise self._lines.error(number, "not an object with inputs and targets")
-    record = {"task": "", **record}
-    for name in ("inputs", "targets", "task"):
-      if not isinstance(record.get(name), str):
-        raise self._lines.error(number, f"{name} is {record.get(name)!r}, not text")
-    if not record["targets"].strip():
+    for name in ("inputs", "targets"):
+      if name not in record:
+        raise self._lines.error(number, f"no {name}, only {', '.join(record) or 'nothing'}")
+    example = Example(record["inputs"], record["targets"], record.get("task", ""))
+    for name, value in example._asdict().items():
+      if not isinstance(value, str):
+        raise self._lines.error(number, f"{name} must be text, not {type(value).__name__}")
+      if not _is_encodable(value):
+        raise self._lines.error(number, f"{name} has a lone surrogate (half of a \\u pair)")
+    if not example.targets.strip():
       raise self._lines.error(number, "targets is empty")
-    inputs = self._config.template.replace("{inputs}", record["inputs"])
-    return Example(inputs, record["targets"], record["task"])
+    return example
 
 
-class _Pairs:
+class _Pairs(Source):
   """Line n of one file is answered by line n of another."""
 
   def __init__(self, config: SourceConfig):
-    self._config = config
     self._inputs, self._targets = Lines(config.path), Lines(config.target_path)
     if len(self._inputs) != len(self._targets):
       raise UserError(
         f"{config.path} has {len(self._inputs)} lines, {config.target_path} has "
         f"{len(self._targets)}; paired files must have as many"
       )
-    self.fingerprint = _fingerprint(config, self._inputs.sha256 + self._targets.sha256)
+    content = self._inputs.sha256 + self._targets.sha256
+    super().__init__(config, count=len(self._inputs), content=content)
 
-  def __len__(self) -> int:
-    return _limited(len(self._inputs), self._config)
-
-  def __getitem__(self, number: int) -> Example:
-    inputs, targets = self._inputs[number], self._targets[number]
-    for lines, text in ((self._inputs, inputs), (self._targets, targets)):
-      if not text.strip():
-        raise lines.error(number, "the line is empty")
-    return Example(self._config.template.replace("{inputs}", inputs), targets)
+  def _read(self, number: int) -> Example:
+    for lines in (self._inputs, self._targets):
+      if not lines[number].strip():
+        raise lines.error(number, "an empty line in paired text (in both files)")
+    return Example(self._inputs[number], self._targets[number])
 
 
-class _Text:
+class _Text(Source):
   """One text a line, nothing but target; empty lines are passed over."""
 
   def __init__(self, config: SourceConfig):
-    self._config, self._lines = config, Lines(config.path)
+    self._lines = Lines(config.path)
     self._numbers = [number for number in range(len(self._lines)) if self._lines[number].strip()]
-    self.fingerprint = _fingerprint(config, self._lines.sha256)
+    super().__init__(config, count=len(self._numbers), content=self._lines.sha256)
 
-  def __len__(self) -> int:
-    return _limited(len(self._numbers), self._config)
-
-  def __getitem__(self, number: int) -> Example:
+  def _read(self, number: int) -> Example:
     return Example("", self._lines[self._numbers[number]])
 
 
-class _Generated:
+class _Generated(Source):
   """Examples of the built-in world: its tasks, or its plain text."""
 
   def __init__(self, config: SourceConfig):
-    self._config = config
+    self._plain, self._split = config.kind == "generator_text", config.split
     code = inspect.getsource(generator) + inspect.getsource(world)
-    self.fingerprint = _fingerprint(config, hashlib.sha256(code.encode()).hexdigest())
+    content = hashlib.sha256(code.encode()).hexdigest()
+    super().__init__(config, count=config.limit, content=content)
 
-  def __len__(self) -> int:
-    return self._config.limit
-
-  def __getitem__(self, number: int) -> Example:
-    split = self._config.split
-    if self._config.kind == "generator_text":
-      return Example("", generator.passage(number, split=split))
-    return generator.task_example(number, split=split)
+  def _read(self, number: int) -> Example:
+    if self._plain:
+      return Example("", generator.passage(number, split=self._split))
+    return generator.task_example(number, split=self._split)
 
 
-def _limited(count: int, config: SourceConfig) -> int:
-  return min(count, config.limit) if config.limit else count
-
-
-def _fingerprint(config: SourceConfig, content: str) -> str:
-  identity = [config.kind, config.template, config.limit, config.split, content]
-  return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
+def _is_encodable(text: str) -> bool:
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True

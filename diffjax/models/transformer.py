@@ -65,6 +65,7 @@ class Transformer(nn.Module):
   constrain: Callable[[Array], Array] = _same
 
   def setup(self):
+    """Builds the parts."""
     dtype = jnp.dtype(self.compute.dtype)
     self.embedding = Embedding(self.config, dtype)
     block = Block

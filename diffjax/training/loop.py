@@ -210,8 +210,10 @@ def _starting_point(config: ExperimentConfig) -> models.Model:
   if model.tokenizer is None:
     raise UserError(f"{config.init_from} has no tokenizer; set config.data.tokenizer")
   if model.tokenizer.contract != model.contract:
-    raise UserError(f"config.data.tokenizer has {model.tokenizer.contract}, the weights have "
-                    f"{model.contract}; use the tokenizer that belongs to these weights")  # fmt: skip
+    raise UserError(
+      f"config.data.tokenizer has {model.tokenizer.contract}, the weights have {model.contract}; "
+      f"use the tokenizer that belongs to these weights"
+    )
   models.check_tokenizer(model.tokenizer, model.config)
   model.contract.check(model.config.vocab_size)
   if config.data.max_length > model.config.max_positions:

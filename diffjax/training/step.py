@@ -132,9 +132,7 @@ def train_step(
   average = state.ema_params
   if average is not None:
     average = optax.incremental_update(params, average, 1 - ema_decay)
-  state = TrainState(
-    step=state.step + 1, params=params, opt_state=opt_state, ema_params=average
-  )
+  state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=average)
   return state, Updates(sums, optax.tree.norm(gradients))
 
 

@@ -224,6 +224,7 @@ def test_twins_times_are_independent_and_every_rows_time_is_uniform():
   assert np.abs(cells - steps / 10).max() < 5 * np.sqrt(steps * 0.09)
   first, second = (t[:, 0::2] - 0.5) * np.sqrt(12), (t[:, 1::2] - 0.5) * np.sqrt(12)
   assert np.abs((first * second).sum(axis=0)).max() < 5 * np.sqrt(steps)
+  assert (t[:, 0::2] == t[:, 1::2]).mean() < 1e-3  # the twins' strata have their own offsets
   # within one step the order of the second twins' strata is not that of the first
   assert len({tuple(row) for row in np.argsort(second, axis=1)}) > steps / 10
 

@@ -116,9 +116,7 @@ def test_rematerialisation_changes_no_gradient(network):
 
   def gradient(remat):
     def loss(params):
-      denoiser = bind(
-        params, segments, config, compute=ComputeConfig(remat=remat), dropout=keys
-      )
+      denoiser = bind(params, segments, config, compute=ComputeConfig(remat=remat), dropout=keys)
       return jnp.square(denoiser.trunk(tokens(), None)).sum()
 
     return jax.jit(jax.grad(loss))(params)
@@ -164,6 +162,7 @@ def test_dropped_elements_keep_the_mean():
 def test_bfloat16_activations_leave_parameters_and_logits_float32(network):
   config, params = network
   segments = jnp.ones((ROWS, LENGTH), jnp.int32)
+
   @functools.partial(jax.jit, static_argnums=0)
   def run(dtype):
     denoiser = bind(params, segments, config, compute=ComputeConfig(dtype=dtype))

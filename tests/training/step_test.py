@@ -22,7 +22,8 @@ CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=59)
 ROWS, LENGTH = 16, 12
 OBJECTIVE = objectives.Objective(
   schedule=schedules.make("linear", power=1.0), num_timesteps=50, weight="linear",
-  normalizer="canvas", times="stratified", mask_ratio=0.0, coupled=True, label_smoothing=0.1, seed=3,
+  normalizer="canvas", times="stratified", mask_ratio=0.0, coupled=True,
+  label_smoothing=0.1, seed=3,
 )  # fmt: skip
 
 

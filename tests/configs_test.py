@@ -1,0 +1,221 @@
+"""Every config builds and shards, and every field of the config changes something."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax import sharding
+from diffjax.config import Contract, MeshConfig, config_from_dict, flatten, load_config
+from diffjax.data import features, pipeline, plan, sources
+from diffjax.models import transformer
+from diffjax.training import loop, optimizer, state, step
+from diffjax.types import Batch
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+VARIANTS = [
+  "pretrain_tiny_mlm.py", "quickstart_instruct.py", "multi30k_de_en.py:small",
+  "multi30k_de_en.py:base",
+]  # fmt: skip
+
+
+def test_every_config_file_is_listed():
+  assert {name.split(":")[0] for name in VARIANTS} == {f.name for f in CONFIGS.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_builds_and_shards(name):
+  config = load_config(CONFIGS / name)
+  model = transformer.shapes(config.model.__class__(**{**vars(config.model), "vocab_size": 4000}))
+  update = optimizer.make(config.optimizer, steps=config.training.steps)
+  create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  sharding.shardings(jax.eval_shape(create, model), mesh)
+  assert loop.make_objective(config).num_timesteps == config.diffusion.num_timesteps
+  for length in config.data.lengths:
+    sharding.check_rows(config.data.rows(length), mesh, "a batch")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_header_says_how_to_run_it(name):
+  text = (CONFIGS / name.split(":")[0]).read_text()
+  assert f"diffjax train --config=configs/{name.split(':')[0]}" in text
+  for word in ("Hardware:" if ":" not in name else "GPU", "Expected:"):
+    assert word in text
+
+
+# ---- Every field changes the traced step, the planned batch, or what is measured of a run.
+
+BASE = {
+  "model": {"vocab_size": 60, "width": 16, "layers": 1, "heads": 2, "ffn_width": 32},
+  "data": {
+    "tokenizer": "t",
+    "train": {"kind": "generator", "limit": 64},
+    "max_length": 40,
+    "batch_size": 8,
+  },
+  "training": {"steps": 20},
+}
+LONG = {"data.max_length": 40, "data.batch_size": 8}
+
+# Another legal value, with what must be set beside it.
+CHANGES = {
+  "model.vocab_size": {"model.vocab_size": 300},
+  "model.width": {"model.width": 32},
+  "model.layers": {"model.layers": 2},
+  "model.heads": {"model.heads": 4},
+  "model.ffn_width": {"model.ffn_width": 64},
+  "model.max_positions": {"model.max_positions": 64},
+  "model.position_offset": {"model.position_offset": 0},
+  "model.norm": {"model.norm": "pre"},
+  "model.norm_epsilon": {"model.norm_epsilon": 1e-3},
+  "model.dropout": {"model.dropout": 0.0},
+  "model.attention_dropout": {"model.attention_dropout": 0.1},
+  "compute.dtype": {"compute.dtype": "bfloat16"},
+  "compute.remat": {"compute.remat": "full"},
+  "compute.vocabulary_chunk": {"compute.vocabulary_chunk": 32},
+  "diffusion.num_timesteps": {"diffusion.num_timesteps": 0},
+  "diffusion.schedule": {"diffusion.schedule": "cosine"},
+  "diffusion.power": {"diffusion.schedule": "polynomial", "diffusion.power": 2.0},
+  "diffusion.weight": {"diffusion.weight": "elbo"},
+  "diffusion.normalizer": {"diffusion.normalizer": "tokens"},
+  "diffusion.times": {"diffusion.times": "independent"},
+  "diffusion.mask_ratio": {
+    "diffusion.times": "fixed", "diffusion.mask_ratio": 0.3, "diffusion.coupled": False,
+  },
+  "diffusion.coupled": {"diffusion.coupled": False},
+  "diffusion.label_smoothing": {"diffusion.label_smoothing": 0.1},
+  "optimizer.learning_rate": {"optimizer.learning_rate": 1e-3},
+  "optimizer.beta1": {"optimizer.beta1": 0.5},
+  "optimizer.beta2": {"optimizer.beta2": 0.5},
+  "optimizer.epsilon": {"optimizer.epsilon": 1e-3},
+  "optimizer.weight_decay": {"optimizer.weight_decay": 0.5},
+  "optimizer.clip_norm": {"optimizer.clip_norm": 0.5},
+  "optimizer.warmup": {"optimizer.warmup": "logarithmic", "optimizer.warmup_steps": 4},
+  "optimizer.warmup_steps": {"optimizer.warmup_steps": 4},
+  "optimizer.decay": {"optimizer.decay": "cosine"},
+  "optimizer.ema_decay": {"optimizer.ema_decay": 0.5},
+  "training.steps": {"training.steps": 30, "optimizer.decay": "linear"},
+  "training.microbatches": {"training.microbatches": 2},
+  "seed": {"seed": 1},
+  "data.max_length": {"data.max_length": 44},
+  "data.too_long": {"data.too_long": "keep_end"},
+  "data.buckets": {"data.buckets": (32, 40)},
+  "data.batch_size": {"data.batch_size": 4},
+  "data.batch_unit": {"data.batch_unit": "tokens", "data.batch_size": 160},
+  "data.train.kind": {"data.train.kind": "generator_text", "data.max_length": 64},
+  "data.train.limit": {"data.train.limit": 50},
+  "data.train.split": {"data.train.split": "test"},
+}  # fmt: skip
+# With these set beside both, so that the field alone makes the difference.
+CONTEXT = {
+  "diffusion.power": {"diffusion.schedule": "polynomial", "diffusion.power": 3.0},
+  "diffusion.mask_ratio": {
+    "diffusion.times": "fixed", "diffusion.mask_ratio": 0.5, "diffusion.coupled": False,
+  },
+  "optimizer.warmup": {"optimizer.warmup_steps": 4},
+  "training.steps": {"optimizer.decay": "linear"},
+  "data.train.kind": {"data.max_length": 64},
+}  # fmt: skip
+# Fields whose effect is seen elsewhere: in runs (tests/training/loop_test.py), in the sources'
+# own tests (tests/data), in the tests of meshes and of decoding.
+ELSEWHERE = {
+  "init_from", "data.tokenizer", "data.workers", "mesh.data", "mesh.fsdp", "mesh.tensor",
+  "data.train.path", "data.train.target_path", "data.train.template", "training.log_every",
+  "training.eval_every", "training.checkpoint_every", "training.keep_checkpoints",
+}  # fmt: skip
+
+
+class WordTokenizer:
+  """Words of the built-in world as ids, by a stable hash; enough to plan batches."""
+
+  bos_id, pad_id, eos_id = 0, 1, 2
+  sha256 = "words"
+
+  def encode(self, text: str) -> list[int]:
+    return [3 + sum(word.encode()) % 50 for word in text.split()]
+
+
+def build(changes):
+  values = jax.tree.map(lambda x: x, BASE)
+  for name, value in changes.items():
+    *sections, field = name.split(".")
+    owner = values
+    for section in sections:
+      owner = owner.setdefault(section, {})
+    owner[field] = value
+  return config_from_dict(values)
+
+
+def traced_step(config) -> str:
+  """The jaxpr of the whole training step, with its constants' shapes and its settings."""
+  model = config.model
+  contract = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=59)
+  update = optimizer.make(config.optimizer, steps=config.training.steps)
+  bind = functools.partial(
+    transformer.bind, config=model, contract=contract, compute=config.compute
+  )
+  loss = functools.partial(
+    step.loss_sums, bind=bind, objective=loop.make_objective(config), mask_id=contract.mask_id,
+    chunk=config.compute.vocabulary_chunk, shards=None, train=True,
+  )  # fmt: skip
+  train_step = functools.partial(
+    step.train_step, loss=loss, optimizer=update, microbatches=config.training.microbatches,
+    ema_decay=config.optimizer.ema_decay,
+  )  # fmt: skip
+  create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
+  abstract = jax.eval_shape(create, transformer.shapes(model))
+  struct = lambda dtype: jax.ShapeDtypeStruct((8, 40), dtype)
+  batch = Batch(
+    struct("int32"), struct("int32"), struct("bool"), jax.ShapeDtypeStruct((8,), "int32")
+  )
+  return str(jax.make_jaxpr(train_step)(abstract, batch))
+
+
+def planned_batches(config) -> bytes:
+  tokenizer = WordTokenizer()
+  source = sources.open_source(config.data.train)
+  lengths = plan.length_index(
+    source, tokenizer, max_length=config.data.max_length, too_long=config.data.too_long,
+    cache_dir=None,
+  )  # fmt: skip
+  chosen = plan.Plan(lengths, config.data, config.seed)
+  read = pipeline.batches(source, tokenizer, chosen, data=config.data, start=0, stop=3)
+  return b"".join(np.asarray(part).tobytes() for batch in read for part in batch)
+
+
+def test_every_field_is_accounted_for():
+  fields = {
+    name for name in flatten(build({}))
+    if not name.startswith(("data.validation.", "data.test.", "evaluation."))
+  }  # fmt: skip
+  assert fields == set(CHANGES) | ELSEWHERE
+  assert not set(CHANGES) & ELSEWHERE
+
+
+@functools.cache
+def context_of(items):
+  config = build(dict(items))
+  return traced_step(config), planned_batches(config)
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_the_field_changes_the_traced_step_or_the_planned_batch(field):
+  before = context_of(tuple(CONTEXT.get(field, {}).items()))
+  config = build(CONTEXT.get(field, {}) | CHANGES[field])
+  if field.startswith("data."):
+    assert planned_batches(config) != before[1]
+  else:
+    assert traced_step(config) != before[0]
+
+
+def test_rows_of_the_toy_tokenizer_are_sometimes_too_long():
+  """Or the policy above could not be seen."""
+  config = build({})
+  source = sources.open_source(config.data.train)
+  rows = [
+    features.encode(source[n], WordTokenizer(), max_length=40, too_long="drop") for n in range(64)
+  ]
+  assert 0 < sum(row is None for row in rows) < 64

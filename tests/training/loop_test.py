@@ -1,0 +1,196 @@
+"""Whole runs at toy size: resuming is exact, what is written is what the config says."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from diffjax import model as models
+from diffjax.config import config_from_dict
+from diffjax.data import pipeline
+from diffjax.tokenizers import train_sentencepiece
+from diffjax.training.loop import train
+from diffjax.types import UserError
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A JSONL file of 64 little pairs and a tokenizer for them."""
+  room = tmp_path_factory.mktemp("data")
+  words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+  random = np.random.default_rng(0)
+  with (room / "train.jsonl").open("w") as file:
+    for _ in range(64):
+      inputs = " ".join(random.choice(words, random.integers(2, 5)))
+      file.write(json.dumps({"inputs": inputs, "targets": inputs[::-1]}) + "\n")
+  lines = [*words, *(word[::-1] for word in words)] * 5
+  train_sentencepiece(lines, vocab_size=40, path=room / "sp.model", kind="bpe")
+  return room
+
+
+def experiment(data, **training):
+  source = {"kind": "jsonl", "path": str(data / "train.jsonl")}
+  return {
+    "model": {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32, "max_positions": 64},
+    "data": {
+      "tokenizer": str(data / "sp.model"), "train": source, "validation": {**source, "limit": 8},
+      "max_length": 64, "buckets": (32, 64), "batch_size": 8,
+    },
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9},
+    "training": {"steps": STEPS, "log_every": 5, "checkpoint_every": 2, **training},
+    "evaluation": {"batch_size": 8},
+  }  # fmt: skip
+
+
+def parameters(workdir, step):
+  return jax.device_get(models.load(workdir / "checkpoints" / str(step)).params)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  result = train(config_from_dict(experiment(data)), workdir)
+  return workdir, result
+
+
+def assert_same_parameters(workdir, uninterrupted):
+  have, want = parameters(workdir, STEPS), parameters(uninterrupted[0], STEPS)
+  jax.tree.map(np.testing.assert_array_equal, have, want)
+
+
+def test_resuming_is_bit_equal_to_never_having_stopped(data, uninterrupted, tmp_path):
+  train(config_from_dict(experiment(data, steps=6)), tmp_path / "run")
+  train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert_same_parameters(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_killed_without_warning_resumes_bit_equal(data, uninterrupted, tmp_path):
+  workdir, file = tmp_path / "run", tmp_path / "config.json"
+  file.write_text(json.dumps(experiment(data)))
+  script = (
+    "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+    "from diffjax import load_config, train\n"
+    "from diffjax.data import pipeline\n"
+    "import time\n"
+    "whole = pipeline.batches\n"
+    "def slow(*args, **kwargs):\n"
+    "  for batch in whole(*args, **kwargs): time.sleep(0.3); yield batch\n"
+    "pipeline.batches = slow\n"  # so that the kill comes in the middle
+    f"train(load_config({str(file)!r}), {str(workdir)!r})\n"
+  )
+  process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+  checkpoints, deadline = workdir / "checkpoints", time.monotonic() + 120
+  while not (checkpoints.is_dir() and any(d.name.isdigit() for d in checkpoints.iterdir())):
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  assert not (checkpoints / str(STEPS)).exists()
+  train(config_from_dict(experiment(data)), workdir)
+  assert_same_parameters(workdir, uninterrupted)
+
+
+def test_an_interrupt_finishes_the_step_and_saves(data, uninterrupted, tmp_path, monkeypatch):
+  whole = pipeline.batches
+
+  def interrupted(*args, **kwargs):
+    for number, batch in enumerate(whole(*args, **kwargs)):
+      if number == 2:
+        signal.raise_signal(signal.SIGINT)
+      yield batch
+
+  monkeypatch.setattr(pipeline, "batches", interrupted)
+  before = signal.getsignal(signal.SIGINT)
+  result = train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert result["step"] == 3
+  assert signal.getsignal(signal.SIGINT) is before
+  monkeypatch.undo()
+  train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert_same_parameters(tmp_path / "run", uninterrupted)
+
+
+def test_what_a_run_writes(uninterrupted):
+  workdir, result = uninterrupted
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10]
+  assert [line["step"] for line in lines if line["split"] == "validation"] == [10]
+  assert lines[-1]["loss"] == result["loss"]
+  assert {"nll", "gradient_norm", "learning_rate", "tokens_per_second"} <= set(lines[0])
+  kept = sorted(int(d.name) for d in (workdir / "checkpoints").iterdir() if d.name.isdigit())
+  assert kept == [8, 10]
+  loaded = models.load(workdir)
+  assert loaded.tokenizer.sha256
+  assert json.loads((workdir / "config.json").read_text())["training"]["steps"] == STEPS
+
+
+def test_training_again_is_already_done(data, uninterrupted):
+  assert train(config_from_dict(experiment(data)), uninterrupted[0])["step"] == STEPS
+
+
+def test_another_experiment_in_the_same_workdir_is_refused(data, uninterrupted):
+  other = experiment(data)
+  other["optimizer"]["learning_rate"] = 0.5
+  with pytest.raises(UserError, match=r"optimizer.learning_rate = 0.01, not 0.5"):
+    train(config_from_dict(other), uninterrupted[0])
+
+
+def test_a_foreign_folder_is_not_written_into(data, tmp_path):
+  (tmp_path / "precious.txt").write_text("x")
+  with pytest.raises(UserError, match="not empty"):
+    train(config_from_dict(experiment(data)), tmp_path)
+  assert [entry.name for entry in tmp_path.iterdir()] == ["precious.txt"]
+
+
+REFUSED = [
+  ({"init_from": "nowhere"}, "nowhere does not exist"),
+  ({"mesh": {"data": 3}}, "devices"),
+  ({"init_from": "tiny_mlm"}, "config.model.width = 16"),
+  ({"model": {"vocab_size": 20}}, "embedding 20 rows"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_contradictions_leave_no_workdir(data, tmp_path, changes, message):
+  values = experiment(data)
+  for name, value in changes.items():
+    values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
+  if "init_from" in changes:
+    values["data"]["tokenizer"] = ""
+  with pytest.raises(UserError, match=message):
+    train(config_from_dict(values), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_validation_decodes_when_the_metric_asks_for_text(data, tmp_path):
+  values = experiment(data, steps=2)
+  values["evaluation"] |= {"metric": "exact_match", "num_steps": 2, "examples": 4}
+  values["optimizer"]["warmup_steps"] = 0
+  result = train(config_from_dict(values), tmp_path / "run")
+  assert {"exact_match", "bleu", "rouge_l"} <= set(result)
+
+
+def test_imported_weights_start_where_they_were(data, tmp_path):
+  source = tmp_path / "source"
+  whole = config_from_dict(experiment(data, steps=1))
+  whole = dataclasses.replace(whole, optimizer=dataclasses.replace(whole.optimizer, warmup_steps=0))
+  train(whole, tmp_path / "first")
+  models.convert(tmp_path / "first", source)
+  still = dataclasses.replace(
+    whole,
+    init_from=str(source),
+    optimizer=dataclasses.replace(whole.optimizer, learning_rate=1e-20, weight_decay=0.0),
+    data=dataclasses.replace(whole.data, tokenizer=""),
+  )
+  train(still, tmp_path / "second")
+  have, want = models.load(tmp_path / "second").params, models.load(source).params
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), have, want)

@@ -110,7 +110,7 @@ def test_file_argument_and_overrides(config_file):
   ],
 )
 def test_bad_overrides_are_refused(config_file, override, hint):
-  with pytest.raises(UserError, match="config|override") as error:
+  with pytest.raises(UserError, match=r"config|override") as error:
     c.load_config(config_file, [override])
   assert hint in str(error.value)
 

@@ -2,7 +2,8 @@
 
 A config file is a Python file with `get_config()` (or `get_config(argument)`, chosen by
 `file.py:argument`) that returns an `ml_collections.ConfigDict`. It names only what differs from
-the defaults here. `load_config` turns it, with overrides, into an `ExperimentConfig`.
+the defaults here. `load_config` turns it, with overrides, into an `ExperimentConfig`. The file is
+long because the whole schema stands in one place, and every check of a value beside its field.
 """
 
 import ast
@@ -408,7 +409,13 @@ def _run_config_file(file: Path, argument: str) -> dict[str, Any]:
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise UserError(f"config file {file} has no get_config()")
-  return (module.get_config(argument) if argument else module.get_config()).to_dict()
+  try:
+    return module.get_config(*filter(None, [argument])).to_dict()
+  except (KeyError, TypeError) as error:  # an argument it does not know, or none where it needs one
+    raise UserError(
+      f"config file {file}: get_config({argument}) failed with {type(error).__name__}: {error}; "
+      f"see the head of the file for its arguments"
+    ) from error
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -1,5 +1,6 @@
 """The mesh, and one table that says how every array lies on it."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -75,6 +76,12 @@ def rows(mesh: Mesh) -> NamedSharding:
 def constrain_rows(x: Array, *, mesh: Mesh) -> Array:
   """Keeps an activation [B, ...] split by rows, so that XLA gathers weights and not activations."""
   return jax.lax.with_sharding_constraint(x, rows(mesh))
+
+
+def place_rows(batch: Any, rows: NamedSharding) -> Any:
+  """Every process's own rows of a batch (NumPy) as one global array."""
+  place = functools.partial(jax.make_array_from_process_local_data, rows)
+  return jax.tree.map(place, batch)
 
 
 def check_rows(count: int, mesh: Mesh, what: str) -> None:

@@ -129,8 +129,8 @@ def train_sentencepiece(
 ) -> None:
   """Trains a model on the lines and writes it; the same lines give the same bytes.
 
-  Normalised as XLM-R's (NFKC, runs of white space to one space). Every character of the lines gets
-  a piece.
+  Normalised as XLM-R's (NFKC, runs of white space to one space). Every character gets a
+  piece, but those found in spellings such as "</s>" alone, which SentencePiece learns nothing from.
 
   Args:
     lines: the text. All of it is held in memory.

@@ -24,11 +24,13 @@ def run(arguments: argparse.Namespace) -> None:
   from diffjax.config import load_config
   from diffjax.data import plan, sources
   from diffjax.evaluation import tasks
-  from diffjax.model import CONFIG_FILE, load
+  from diffjax.model import CHECKPOINTS, CONFIG_FILE, load
   from diffjax.sampling import Sampler
   from diffjax.types import UserError
 
   steps = _numbers(arguments.num_steps)
+  if not (arguments.model / CHECKPOINTS).is_dir():
+    raise UserError(f"{arguments.model} is no run of `diffjax train`, whose config names the data")
   model = load(arguments.model)
   config = load_config(arguments.model / CONFIG_FILE)
   source_config = getattr(config.data, arguments.split)
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = tasks.evaluate(
       sampler, examples, num_steps=num_steps, strategy=arguments.strategy,
       temperature=arguments.temperature, batch_size=arguments.batch_size, seed=arguments.seed,
+      max_length=config.data.max_length, too_long=config.data.too_long,
     )  # fmt: skip
     tables.show_scores(f"{num_steps} steps, {arguments.strategy}", {"": report})
     results.append(

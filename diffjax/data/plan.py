@@ -37,6 +37,13 @@ class Counts(NamedTuple):
   unused: int  # in a length bucket that has too few for one batch
   padding: float  # share of an epoch's positions
 
+  def describe(self) -> str:
+    """One line for people."""
+    return (
+      f"{self.examples} examples: {self.dropped} too long, {self.unused} in length buckets that do "
+      f"not fill a batch; {self.padding:.0%} of an epoch is padding"
+    )
+
 
 class _Epoch(NamedTuple):
   number: int

@@ -103,8 +103,9 @@ class _Jsonl(Source):
     super().__init__(config, count=len(self._lines), content=self._lines.sha256)
 
   def _read(self, number: int) -> Example:
+    line = self._lines[number]
     try:
-      record = json.loads(self._lines[number])
+      record = json.loads(line)
     except (ValueError, RecursionError) as error:
       reason = str(error).split(";")[0]
       raise self._lines.error(number, f"not JSON ({reason})") from None

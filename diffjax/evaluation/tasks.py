@@ -3,9 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from diffjax.data import features
 from diffjax.evaluation import metrics
+from diffjax.model import Model
 from diffjax.sampling import Sampler
-from diffjax.types import Example, Params
+from diffjax.types import Example, Params, UserError
 
 METRICS = ("exact_match", "bleu", "rouge_l")
 
@@ -35,6 +37,8 @@ def evaluate(
   batch_size: int = 32,
   seed: int = 0,
   params: Params | None = None,
+  max_length: int | None = None,
+  too_long: features.TooLong = "drop",
 ) -> Report:
   """Decodes every example on a canvas of its gold target's length and compares the texts.
 
@@ -42,14 +46,16 @@ def evaluate(
     sampler: its model has a tokenizer.
     examples: prompts and gold targets, grouped by their task.
     num_steps, strategy, temperature, batch_size, seed, params: see Sampler.generate_ids.
+    max_length: of a row, default the model's longest; a longer prompt is cut as in training.
+    too_long: see features.encode; with "drop", an example that does not fit is an error.
 
   Raises:
     UserError: a prompt does not fit the model, or an illegal setting (see Sampler.generate).
   """
-  encode = sampler.model.tokenizer.encode
+  rows = [_row(sampler.model, example, max_length, too_long) for example in examples]
   generations = sampler.generate_ids(
-    [encode(example.inputs) for example in examples],
-    lengths=[len(encode(example.targets)) for example in examples],
+    [row.tokens[1 : row.canvas_start].tolist() for row in rows],
+    lengths=[len(row.tokens) - row.canvas_start - 1 for row in rows],
     num_steps=num_steps,
     strategy=strategy,
     temperature=temperature,
@@ -73,3 +79,16 @@ def evaluate(
       "rouge_l": metrics.rouge_l(said, meant),
     }
   return Report(scores, hypotheses, signature)
+
+
+def _row(
+  model: Model, example: Example, max_length: int | None, too_long: features.TooLong
+) -> features.Row:
+  longest = max_length or model.config.max_positions
+  row = features.encode(example, model.tokenizer, max_length=longest, too_long=too_long)
+  if row is None:
+    raise UserError(
+      f"example {example.inputs[:40]!r}... does not fit {longest} positions with its target; leave "
+      f"it out, or choose too_long='keep_start' or 'keep_end'"
+    )
+  return row

@@ -1,0 +1,102 @@
+"""Held-out data during training: the loss, and the decoded text when the metric asks for it."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from diffjax import model as models
+from diffjax import sharding
+from diffjax.config import DataConfig, EvaluationConfig, ExperimentConfig
+from diffjax.data import pipeline, plan, sources
+from diffjax.evaluation import tasks
+from diffjax.sampling import Sampler
+from diffjax.training import metrics, step
+from diffjax.types import Batch, Example, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+  """Batches for the loss, examples to decode, and the sampler that decodes them."""
+
+  data: DataConfig
+  config: EvaluationConfig
+  batches: list[Batch]
+  examples: list[Example]
+  sampler: Sampler
+
+  @classmethod
+  def open(
+    cls,
+    config: ExperimentConfig,
+    model: models.Model,
+    index: Callable[[sources.Source], np.ndarray],
+    mesh: jax.sharding.Mesh,
+  ) -> "Validation | None":
+    """Reads the validation source; None where the config names none.
+
+    Args:
+      config: the experiment.
+      model: its parameters are not used; every run brings its own.
+      index: source -> its length index.
+      mesh: the rows of a batch must divide over it.
+
+    Raises:
+      UserError: a record cannot be read, or the rows do not divide over the mesh.
+    """
+    if config.data.validation.kind == "none":
+      return None
+    section = config.evaluation
+    sharding.check_rows(section.batch_size, mesh, "config.evaluation.batch_size")
+    source = sources.open_source(config.data.validation)
+    lengths = index(source)
+    batches = pipeline.evaluation_batches(
+      source,
+      model.tokenizer,
+      lengths,
+      data=config.data,
+      batch_size=section.batch_size,
+      limit=section.examples,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    examples = []
+    if section.metric != "loss":
+      kept = np.flatnonzero(lengths != plan.DROPPED)[: section.examples]
+      examples = [source[int(number)] for number in kept]
+    return cls(config.data, section, list(batches), examples, Sampler(model))
+
+  def run(
+    self,
+    params: Params,
+    validation_step: Callable[[Params, Batch, np.int32], step.Sums],
+    rows: jax.sharding.Sharding,
+  ) -> dict[str, float]:
+    """The mean loss over the batches, and the mean scores of the decoded examples.
+
+    Args:
+      params: on the mesh.
+      validation_step: jitted; its noise depends on the batch's number alone.
+      rows: the sharding of a batch, of which every process holds its share.
+    """
+    total = None
+    for number, batch in enumerate(self.batches):
+      placed = sharding.place_rows(batch, rows)
+      sums = jax.device_get(validation_step(params, placed, np.int32(number)))
+      total = sums if total is None else jax.tree.map(np.add, total, sums)
+    scores = metrics.values(total)
+    if self.examples:
+      report = tasks.evaluate(
+        self.sampler,
+        self.examples,
+        num_steps=self.config.num_steps,
+        strategy=self.config.strategy,
+        temperature=self.config.temperature,
+        batch_size=self.config.batch_size,
+        params=params,
+        max_length=self.data.max_length,
+        too_long=self.data.too_long,
+      )
+      scores |= report.mean
+    return scores

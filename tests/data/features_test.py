@@ -1,0 +1,49 @@
+"""The layout of a row, and what survives when it is too long."""
+
+import numpy as np
+import pytest
+
+from diffjax.data import features
+from diffjax.types import Example
+
+
+class Letters:
+  """A letter is an id from 10 on."""
+
+  bos_id, pad_id, eos_id = 0, 1, 2
+
+  def encode(self, text: str) -> list[int]:
+    return [10 + ord(letter) - ord("a") for letter in text]
+
+
+def encode(inputs, targets, *, max_length=12, too_long="drop"):
+  row = features.encode(
+    Example(inputs, targets), Letters(), max_length=max_length, too_long=too_long
+  )
+  return None if row is None else (row.tokens.tolist(), row.canvas_start)
+
+
+def test_layout_is_bos_prompt_target_eos():
+  assert encode("abc", "xy") == ([0, 10, 11, 12, 33, 34, 2], 4)
+  assert encode("", "xy") == ([0, 33, 34, 2], 1)  # plain text: all of it is canvas
+
+
+def test_a_row_of_exactly_the_length_is_kept():
+  assert len(encode("abcdefgh", "xy")[0]) == 12
+  assert encode("abcdefghi", "xy") is None
+
+
+@pytest.mark.parametrize(("policy", "prompt"), [("keep_start", "abc"), ("keep_end", "ghi")])
+def test_the_first_token_and_the_target_always_survive(policy, prompt):
+  assert encode("abcdefghi", "xy", max_length=7, too_long=policy) == encode(prompt, "xy")
+  assert encode("abcdefghi", "vwxyz", max_length=7, too_long=policy) == encode("", "vwxyz")
+  assert encode("a", "uvwxyz", max_length=7, too_long=policy) is None
+
+
+def test_padding_is_segment_zero_and_no_canvas():
+  rows = [features.Row(np.array([0, 10, 33, 2], np.int32), 2), None]
+  tokens, segments, canvas = features.pad(rows, length=6, pad_id=1)
+  np.testing.assert_array_equal(tokens, [[0, 10, 33, 2, 1, 1], [1] * 6])
+  np.testing.assert_array_equal(segments, [[1, 1, 1, 1, 0, 0], [0] * 6])
+  np.testing.assert_array_equal(canvas, [[0, 0, 1, 1, 0, 0], [0] * 6])
+  assert (tokens.dtype, segments.dtype, canvas.dtype) == (np.int32, np.int32, bool)

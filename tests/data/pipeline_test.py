@@ -1,0 +1,84 @@
+"""The same batches for any number of hosts and reader processes, from any step on."""
+
+import numpy as np
+import pytest
+
+from diffjax.config import DataConfig, SourceConfig
+from diffjax.data import pipeline, plan, sources
+from diffjax.tokenizers import SentencePieceTokenizer, train_sentencepiece
+
+SECTION = DataConfig(max_length=64, buckets=(32, 64), batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+  source = sources.open_source(SourceConfig(kind="generator", limit=100))
+  file = tmp_path_factory.mktemp("tokenizer") / "sp.model"
+  lines = [text for n in range(100) for text in source[n][:2]]
+  train_sentencepiece(lines, vocab_size=120, path=file, kind="bpe")
+  tokenizer = SentencePieceTokenizer.load(file)
+  lengths = plan.length_index(source, tokenizer, max_length=64, too_long="drop", cache_dir=None)
+  return source, tokenizer, lengths
+
+
+def read(setup, *, section=SECTION, **options):
+  source, tokenizer, lengths = setup
+  chosen = plan.Plan(lengths, section, 0)
+  options = {"start": 0, "stop": 6, **options}
+  return list(pipeline.batches(source, tokenizer, chosen, data=section, **options))
+
+
+def assert_equal(have, want):
+  assert len(have) == len(want)
+  for one, other in zip(have, want, strict=True):
+    for name in one._fields:
+      np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_rows_are_the_examples_that_the_plan_names(setup):
+  source, tokenizer, lengths = setup
+  selection = plan.Plan(lengths, SECTION, 0).batch(2)
+  batch = read(setup)[2]
+  assert batch.tokens.shape == (8, selection.length)
+  np.testing.assert_array_equal(batch.index, np.arange(8))
+  for row, number in enumerate(selection.examples):
+    example = source[int(number)]
+    target = batch.tokens[row][batch.canvas[row]]
+    assert tokenizer.decode(target[:-1]) == example.targets
+    assert target[-1] == tokenizer.eos_id
+    prompt = batch.tokens[row][(batch.segments[row] > 0) & ~batch.canvas[row]]
+    assert (prompt[0], tokenizer.decode(prompt[1:])) == (tokenizer.bos_id, example.inputs)
+
+
+def test_starting_later_gives_the_later_batches(setup):
+  assert_equal(read(setup, start=3), read(setup)[3:])
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_read_consecutive_slices_of_the_same_batches(setup, hosts):
+  parts = [read(setup, process_index=host, process_count=hosts) for host in range(hosts)]
+  joined = [
+    type(same[0])(*(np.concatenate(field) for field in zip(*same, strict=True)))
+    for same in zip(*parts, strict=True)
+  ]
+  assert_equal(joined, read(setup))
+
+
+@pytest.mark.slow
+def test_reader_processes_change_nothing(setup):
+  import dataclasses
+
+  assert_equal(read(setup, section=dataclasses.replace(SECTION, workers=1)), read(setup))
+
+
+def test_evaluation_batches_keep_the_order_and_fill_the_last(setup):
+  source, tokenizer, lengths = setup
+  batches = list(
+    pipeline.evaluation_batches(source, tokenizer, lengths, data=SECTION, batch_size=8, limit=10)
+  )
+  assert [b.tokens.shape for b in batches] == [(8, 64)] * 2
+  rows = np.concatenate([b.segments.any(1) for b in batches])
+  assert rows.tolist() == [True] * 10 + [False] * 6
+  kept = np.flatnonzero(lengths != plan.DROPPED)
+  last = batches[1]
+  assert tokenizer.decode(last.tokens[1][last.canvas[1]]) == source[int(kept[9])].targets

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     validation=dict(kind="generator", split="validation", limit=64),
     test=dict(kind="generator", split="test", limit=400),
     max_length=64,
+    buckets=(32, 48, 64),
     batch_size=64,
   )
   # One corruption a row: on a budget of minutes, a second row teaches more than a second look.

@@ -14,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from diffjax.types import UserError
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file at INFO
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file and default
 
 META = "meta"
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 SIZES = {
   "small": dict(
     model=dict(width=192, layers=4, heads=4, ffn_width=768, dropout=0.1),
-    diffusion=dict(coupled=False),
-    optimizer=dict(learning_rate=2e-3, warmup_steps=300, decay="cosine", ema_decay=0.995),
-    training=dict(steps=5000, log_every=50, eval_every=1000, checkpoint_every=250),
+    diffusion=dict(coupled=False, label_smoothing=0.1),
+    optimizer=dict(learning_rate=1.5e-3, warmup_steps=400, decay="cosine", ema_decay=0.99),
+    training=dict(steps=4400, log_every=50, eval_every=1100, checkpoint_every=200),
     compute=dict(dtype="float32"),
-    batch_size=4096,
+    batch_size=2048,
   ),
   "base": dict(
     model=dict(width=512, layers=12, heads=8, ffn_width=2048, dropout=0.3),

@@ -11,22 +11,27 @@ _COLUMNS = (("exact_match", "exact match %"), ("bleu", "BLEU"), ("rouge_l", "ROU
 
 
 def show_scores(title: str, reports: Mapping[str, Report]) -> None:
-  """One row a task and a report; report names (before, after, ...) label the columns.
+  """One row a task; where there are several reports, their scores stand side by side.
 
   Args:
     title: above the table.
-    reports: label -> report, all over the same tasks.
+    reports: label (before, after, ...) -> report, all over the same tasks.
   """
-  table = Table(title=title, title_justify="left")
+  labels = " → ".join(filter(None, reports))
+  table = Table(title=f"{title}\n{labels}".strip(), title_justify="left")
   table.add_column("task")
   table.add_column("examples", justify="right")
   for _, shown in _COLUMNS:
-    for label in reports:
-      table.add_column(f"{shown} {label}".strip(), justify="right")
+    table.add_column(shown, justify="right")
   first = next(iter(reports.values()))
   for task, scores in first.scores.items():
     cells = [
-      f"{report.scores[task][name]:.1f}" for name, _ in _COLUMNS for report in reports.values()
+      " → ".join(_shown(report.scores[task][name]) for report in reports.values())
+      for name, _ in _COLUMNS
     ]
     table.add_row(task, str(scores["examples"]), *cells)
   Console().print(table)
+
+
+def _shown(value: float | None) -> str:
+  return "-" if value is None else f"{value:.1f}"

@@ -11,20 +11,23 @@ from diffjax.types import Example, Params, UserError
 
 METRICS = ("exact_match", "bleu", "rouge_l")
 
+_BLEU_ORDER = 4  # BLEU counts n-grams up to it; shorter references score 0 whatever is said
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
   """Scores of one decoding: all in percent, over examples decoded at the gold length."""
 
-  scores: dict[str, dict[str, float]]  # task -> metric -> value, and "examples"
+  scores: dict[str, dict[str, float | None]]  # task -> metric -> value, and "examples"
   hypotheses: list[str]  # in the order of the examples
   bleu_signature: str
 
   @property
   def mean(self) -> dict[str, float]:
-    """Each metric's mean over the tasks, every task weighing the same."""
-    tasks = list(self.scores.values())
-    return {name: sum(task[name] for task in tasks) / len(tasks) for name in METRICS}
+    """Each metric's mean over the tasks that have it, every task weighing the same."""
+    columns = {name: [task[name] for task in self.scores.values()] for name in METRICS}
+    known = {name: [x for x in column if x is not None] for name, column in columns.items()}
+    return {name: sum(column) / len(column) for name, column in known.items() if column}
 
 
 def evaluate(
@@ -72,6 +75,8 @@ def evaluate(
     said = [hypotheses[n] for n in numbers]
     meant = [examples[n].targets for n in numbers]
     bleu, signature = metrics.bleu(said, meant)
+    if max(len(text.split()) for text in meant) < _BLEU_ORDER:
+      bleu = None
     scores[task] = {
       "examples": len(numbers),
       "exact_match": metrics.exact_match(said, meant),

@@ -1,0 +1,68 @@
+"""Decoded examples are scored task by task, against a sampler whose answers are known."""
+
+import pytest
+
+from diffjax.config import ModelConfig
+from diffjax.evaluation import tasks
+from diffjax.types import Example, UserError
+
+
+class Letters:
+  bos_id, pad_id, eos_id = 0, 1, 2
+
+  def encode(self, text):
+    return [ord(letter) for letter in text]
+
+
+class Answer:
+  def __init__(self, text):
+    self.text = text
+
+
+class Parrot:
+  """Answers with the end of the prompt, as long as the target is; remembers what it was asked."""
+
+  class model:
+    tokenizer = Letters()
+    config = ModelConfig(max_positions=64)
+
+  def generate_ids(self, prompts, *, lengths, **settings):
+    self.asked = [("".join(map(chr, p)), n) for p, n in zip(prompts, lengths, strict=True)]
+    self.settings = settings
+    return [Answer(text[-length:]) for text, length in self.asked]
+
+
+EXAMPLES = [
+  Example("say a b c d e", "a b c d e", "copy"),
+  Example("not a b c d f", "a b c d e", "copy"),
+  Example("letter b", "b", "choice"),
+]
+
+
+def test_scores_are_grouped_by_task_and_answers_keep_their_order():
+  report = tasks.evaluate(Parrot(), EXAMPLES)
+  assert report.hypotheses == ["a b c d e", "a b c d f", "b"]
+  assert list(report.scores) == ["copy", "choice"]
+  assert report.scores["copy"]["exact_match"] == 50
+  assert 0 < report.scores["copy"]["bleu"] < 100
+  assert report.scores["choice"] == {
+    "examples": 1, "exact_match": 100, "bleu": None, "rouge_l": 100,
+  }  # fmt: skip
+  assert report.mean["exact_match"] == 75
+  assert report.mean["bleu"] == report.scores["copy"]["bleu"]
+  assert "tok:13a" in report.bleu_signature
+
+
+def test_the_gold_length_and_the_settings_reach_the_sampler():
+  parrot = Parrot()
+  tasks.evaluate(parrot, EXAMPLES, num_steps=7, seed=5)
+  assert [length for _, length in parrot.asked] == [9, 9, 1]
+  assert (parrot.settings["num_steps"], parrot.settings["seed"]) == (7, 5)
+
+
+def test_a_long_prompt_is_cut_as_in_training_or_refused():
+  parrot = Parrot()
+  tasks.evaluate(parrot, EXAMPLES[:1], max_length=16, too_long="keep_end")
+  assert parrot.asked == [("c d e", 9)]
+  with pytest.raises(UserError, match="does not fit 16 positions"):
+    tasks.evaluate(parrot, EXAMPLES[:1], max_length=16)

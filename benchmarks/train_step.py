@@ -43,7 +43,9 @@ def measure(options: argparse.Namespace, *, coupled: bool) -> dict[str, float]:
   update = optimizer.make(OptimizerConfig(), steps=100)
   train_step = jax.jit(
     functools.partial(
-      step.train_step, loss=loss, optimizer=update, microbatches=1, ema_decay=0.0
+      step.train_step, loss=loss, optimizer=update,
+    learning_rate=optimizer.learning_rate(OptimizerConfig(), steps=100),
+    microbatches=1, ema_decay=0.0
     ),
     donate_argnums=0,
   )  # fmt: skip

@@ -5,6 +5,8 @@
   diffjax train --config=configs/multi30k_de_en.py:small --workdir=runs/multi30k_small
   diffjax evaluate --model=runs/multi30k_small --split=test --num-steps=10,50
 
+Multi30k (task 1) is a public data set: put or link its files into data/multi30k.
+
 small: 4 x 192, 2 CPU cores, about 45 minutes. base: 12 x 512, one GPU. Stop with Ctrl-C at any
 time; the same command resumes. Elsewhere the files lie: --config.data.train.path=... and so on.
 Expected: see the README's results table.
@@ -19,6 +21,7 @@ SIZES = {
     optimizer=dict(learning_rate=1.5e-3, warmup_steps=400, decay="cosine", ema_decay=0.99),
     training=dict(steps=4400, log_every=50, eval_every=1100, checkpoint_every=200),
     compute=dict(dtype="float32"),
+    buckets=(32, 48, 64, 128),
     batch_size=2048,
   ),
   "base": dict(
@@ -27,6 +30,7 @@ SIZES = {
     optimizer=dict(learning_rate=5e-4, warmup_steps=2000, decay="inverse_sqrt", ema_decay=0.999),
     training=dict(steps=30_000, log_every=100, eval_every=2000, checkpoint_every=1000),
     compute=dict(dtype="bfloat16"),
+    buckets=(32, 64, 128),
     batch_size=16_384,
   ),
 }
@@ -44,11 +48,11 @@ def get_config(size: str = "small") -> ConfigDict:
     validation=pairs("val"),
     test=pairs("test_2016_flickr"),
     max_length=128,
-    buckets=(32, 48, 64, 128),
+    buckets=chosen.pop("buckets"),
     batch_size=chosen.pop("batch_size"),
     batch_unit="tokens",
   )
   for section, values in chosen.items():
     config[section] = values
-  config.evaluation = dict(metric="bleu", examples=200, batch_size=50, num_steps=10)
+  config.evaluation = dict(metric="bleu", examples=200, batch_size=40, num_steps=10)
   return config

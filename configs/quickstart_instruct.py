@@ -21,11 +21,11 @@ def get_config() -> ConfigDict:
     test=dict(kind="generator", split="test", limit=400),
     max_length=64,
     buckets=(32, 48, 64),
-    batch_size=64,
+    batch_size=32,
   )
   # One corruption a row: on a budget of minutes, a second row teaches more than a second look.
   config.diffusion = dict(coupled=False)
-  config.optimizer = dict(learning_rate=1.5e-3, warmup_steps=40, decay="cosine")
-  config.training = dict(steps=480, log_every=10, checkpoint_every=120)
+  config.optimizer = dict(learning_rate=1.5e-3, warmup_steps=80, decay="cosine")
+  config.training = dict(steps=1300, log_every=25, checkpoint_every=325)
   config.evaluation = dict(examples=64, num_steps=10)
   return config

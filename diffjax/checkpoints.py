@@ -34,8 +34,10 @@ class Checkpoints:
       read_only: for a sampler, which leaves a running training's half-written steps alone.
     """
     self._directory = directory.absolute()
+    worst = float("inf") if metric == "loss" else float("-inf")
+    score = lambda metrics: metrics.get(metric, worst)  # a run may change its metric
     best = policies.BestN(
-      get_metric_fn=lambda metrics: metrics[metric],
+      get_metric_fn=score,
       reverse=metric == "loss",
       n=1,
       keep_checkpoints_without_metrics=False,
@@ -43,7 +45,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        best_fn=lambda metrics: metrics[metric],  # without it no metrics are written
+        best_fn=score,  # without it no metrics are written
         best_mode="min" if metric == "loss" else "max",
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         cleanup_tmp_directories=not read_only,  # of a run that was killed while writing
@@ -108,9 +110,9 @@ class Checkpoints:
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError) as error:
-      reason = str(error).strip().splitlines()[0]
+      reason = " ".join(str(error).split())[:200]
       raise UserError(
-        f"checkpoint {self._directory / str(step)} does not fit this experiment ({reason}); "
-        f"use the config that made it, or another workdir"
+        f"checkpoint {self._directory / str(step)} cannot be restored ({reason}); it is "
+        f"damaged, or another config made it: use that config, or another step"
       ) from error
     return {name: restored[name] for name in targets}

@@ -92,10 +92,16 @@ class Contract:
   pad_id: int
   eos_id: int
   mask_id: int
+  known_ids: int = 0  # ids that the tokenizer makes; later rows are padding. 0: all of them
 
   def check(self, vocab_size: int) -> None:
     """Raises UserError when an id lies outside the vocabulary or two roles share one."""
     ids = dataclasses.asdict(self)
+    if ids.pop("known_ids") > vocab_size:
+      raise UserError(
+        f"the tokenizer has {self.known_ids} ids, the embedding {vocab_size} rows; use the "
+        f"tokenizer that belongs to these weights"
+      )
     for name, value in ids.items():
       if not 0 <= value < vocab_size:
         raise UserError(f"{name} = {value} is outside the vocabulary of {vocab_size} rows")
@@ -336,7 +342,7 @@ class ExperimentConfig:
   evaluation: EvaluationConfig = EvaluationConfig()
 
   def __post_init__(self):
-    _require(self.seed >= 0, "seed", self.seed, "must be >= 0")
+    _require(0 <= self.seed < 2**32 - 1, "seed", self.seed, "must be in 0 .. 2^32 - 2")
     if not self.init_from:
       _require(
         self.model.is_complete, "model.width", 0, "training from scratch needs the model's sizes"
@@ -380,7 +386,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
   if not file.is_file():
     raise UserError(f"config file {file} does not exist; give a .py file or a run's config.json")
   if file.suffix == ".json":
-    values = json.loads(file.read_text())
+    try:
+      values = json.loads(file.read_text())
+    except ValueError as error:
+      raise UserError(f"config file {file} is no JSON ({error}); restore or remove it") from error
   else:
     values = _run_config_file(file, argument)
   for override in overrides:
@@ -406,11 +415,15 @@ def contract_from_dict(values: Mapping[str, Any]) -> Contract:
 def _run_config_file(file: Path, argument: str) -> dict[str, Any]:
   spec = importlib.util.spec_from_file_location(f"diffjax_config_{file.stem}", file)
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise UserError(f"config file {file}:{error.lineno}: {error.msg}") from error
   if not hasattr(module, "get_config"):
     raise UserError(f"config file {file} has no get_config()")
   try:
-    return module.get_config(*filter(None, [argument])).to_dict()
+    values = module.get_config(*filter(None, [argument]))
+    return values.to_dict() if hasattr(values, "to_dict") else dict(values)
   except (KeyError, TypeError) as error:  # an argument it does not know, or none where it needs one
     raise UserError(
       f"config file {file}: get_config({argument}) failed with {type(error).__name__}: {error}; "

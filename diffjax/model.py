@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from diffjax.config import (
   Contract,
   ModelConfig,
   contract_from_dict,
+  load_config,
   model_config_from_dict,
 )
 from diffjax.conversion import exporting, importing, native
@@ -91,7 +92,7 @@ def resolve(name: str | Path) -> Path:
   raise UserError(f"{path} does not exist; give a path, or a shipped model: {', '.join(shipped)}")
 
 
-def load(path: str | Path, *, compute: ComputeConfig | None = None) -> Model:
+def load(path: str | Path, *, compute: ComputeConfig | None = None, on_host: bool = False) -> Model:
   """Loads a model from any directory we understand.
 
   Args:
@@ -99,6 +100,8 @@ def load(path: str | Path, *, compute: ComputeConfig | None = None) -> Model:
       checkpoint `RUN/checkpoints/STEP`, a converted model, a Hugging Face directory, or the name
       of a shipped model.
     compute: precision of the activations; default float32.
+    on_host: leave imported parameters as NumPy arrays, to be placed in a sharding of the caller's;
+      a run's are placed on the first device all the same.
 
   Raises:
     UserError: nothing there, or not readable.
@@ -118,8 +121,10 @@ def load(path: str | Path, *, compute: ComputeConfig | None = None) -> Model:
   tokenizer = None
   if (directory / TOKENIZER_FILE).is_file():
     tokenizer = SentencePieceTokenizer.load(directory)
-    check_tokenizer(tokenizer, config)
-  return Model(config, contract, jax.tree.map(jnp.asarray, params), tokenizer, compute)
+    tokenizer.contract.check(config.vocab_size)
+    contract = dataclasses.replace(contract, known_ids=tokenizer.vocab_size)
+  params = params if on_host else jax.tree.map(jnp.asarray, params)
+  return Model(config, contract, params, tokenizer, compute)
 
 
 def convert(
@@ -141,20 +146,9 @@ def convert(
   )
 
 
-def check_tokenizer(tokenizer: SentencePieceTokenizer, config: ModelConfig) -> None:
-  """Raises UserError when the tokenizer makes ids that the embedding does not have."""
-  if tokenizer.vocab_size > config.vocab_size:
-    raise UserError(
-      f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {config.vocab_size} rows; "
-      f"use the tokenizer that belongs to these weights"
-    )
-
-
 def _load_run(workdir: Path, step: int | None, compute: ComputeConfig) -> Model:
-  experiment = json.loads((workdir / CONFIG_FILE).read_text())
-  with checkpoints.Checkpoints(
-    workdir / CHECKPOINTS, metric=experiment["evaluation"]["metric"], read_only=True
-  ) as saved:
+  metric = load_config(workdir / CONFIG_FILE).evaluation.metric
+  with checkpoints.Checkpoints(workdir / CHECKPOINTS, metric=metric, read_only=True) as saved:
     if step is None:
       step = saved.best() or saved.latest()
     if step is None:
@@ -167,10 +161,16 @@ def _load_run(workdir: Path, step: int | None, compute: ComputeConfig) -> Model:
     )
     item = "ema_params" if "ema_params" in meta["items"] else "params"
     params = saved.restore(step, {item: target})[item]
+  contract = contract_from_dict(meta["contract"])
+  return Model(config, contract, params, tokenizer_of_run(workdir, meta), compute)
+
+
+def tokenizer_of_run(workdir: Path, meta: Mapping[str, Any]) -> SentencePieceTokenizer:
+  """The run's tokenizer, checked against a checkpoint's meta. Raises UserError."""
   tokenizer = SentencePieceTokenizer.load(workdir / TOKENIZER)
   if tokenizer.sha256 != meta["tokenizer_sha256"]:
     raise UserError(f"{workdir / TOKENIZER} is not the tokenizer that this run was trained with")
-  return Model(config, contract_from_dict(meta["contract"]), params, tokenizer, compute)
+  return tokenizer
 
 
 def _with_sharding(leaf: Any, *, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

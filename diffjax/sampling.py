@@ -17,7 +17,7 @@ import numpy as np
 from diffjax import model as models
 from diffjax.config import EvaluationConfig
 from diffjax.diffusion import generation, strategies
-from diffjax.types import Array, Denoiser, Params, UserError
+from diffjax.types import GENERATOR, Array, Denoiser, Params, UserError
 
 MASK_MARK = "░"  # a masked position in a traced step
 
@@ -66,13 +66,10 @@ class Sampler:
   def __init__(self, model: models.Model):
     """Wraps a model; nothing is compiled yet."""
     self.model = model
-    # An embedding may have more rows than its tokenizer has ids; those have no text.
-    vocab_size = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
     self._decode = jax.jit(
       functools.partial(
         _decode,
         bind=model.denoiser,
-        vocab_size=vocab_size,
         mask_id=model.contract.mask_id,
         chunk=model.compute.vocabulary_chunk,
       ),
@@ -186,7 +183,7 @@ class Sampler:
       decoded = self._decode(
         self.model.params if params is None else params,
         rows,
-        jax.random.key(seed),
+        jax.random.key(seed, impl=GENERATOR),
         make_strategy(canvas_size=shape.canvas),
         keep_trace=return_trace,
       )
@@ -305,7 +302,6 @@ def _decode(
   strategy: strategies.Strategy,
   *,
   bind: Callable[..., Denoiser],
-  vocab_size: int,
   mask_id: int,
   chunk: int,
   keep_trace: bool,
@@ -313,16 +309,13 @@ def _decode(
   """The compiled program: parameters and strategy are traced, so neither recompiles."""
   fold_all = lambda words: functools.reduce(jax.random.fold_in, words, seed_key)
   keys = jax.vmap(fold_all)(jnp.asarray(rows.key_words))
-  denoiser = bind(rows.segments, params=params)
-  head = denoiser.head
-  allowed = head.allowed & (jnp.arange(len(head.allowed)) < vocab_size)
   return generation.generate(
     rows.tokens,
     rows.canvas,
     rows.canvas_mask,
     keys,
     strategy,
-    denoiser=denoiser._replace(head=head._replace(allowed=allowed)),
+    denoiser=bind(rows.segments, params=params),
     mask_id=mask_id,
     chunk=chunk,
     keep_trace=keep_trace,
@@ -372,8 +365,6 @@ def _check_lengths(
   for number, (prompt, length) in enumerate(zip(prompts, given, strict=True), 1):
     if isinstance(length, bool | np.bool_) or not hasattr(length, "__index__") or length < 1:
       raise UserError(f"length {length!r} of prompt {number} must be a whole number >= 1")
-    if not len(prompt):
-      raise UserError(f"prompt {number} has no tokens; give it some text")
     needed = len(prompt) + length + 2
     if needed > max_positions:
       raise UserError(

@@ -75,7 +75,11 @@ class SentencePieceTokenizer:
   def contract(self) -> Contract:
     """The special ids that a model trained with this tokenizer has."""
     return Contract(
-      bos_id=self.bos_id, pad_id=self.pad_id, eos_id=self.eos_id, mask_id=self.mask_id
+      bos_id=self.bos_id,
+      pad_id=self.pad_id,
+      eos_id=self.eos_id,
+      mask_id=self.mask_id,
+      known_ids=self.vocab_size,
     )
 
   def encode(self, text: str) -> list[int]:

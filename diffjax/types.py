@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
+
+# Named everywhere: with the hardware generators that JAX can be configured to, a row's draws under
+# `vmap` would depend on the other rows.
+GENERATOR = "threefry2x32"
 Params = Mapping[str, Any]
 
 

@@ -61,7 +61,7 @@ def test_another_shape_is_refused_in_one_line(tmp_path):
   wrong["head"]["bias"] = jax.ShapeDtypeStruct((9,), jnp.float32)
   with (
     Checkpoints(tmp_path, read_only=True) as saved,
-    pytest.raises(UserError, match="does not fit this experiment") as error,
+    pytest.raises(UserError, match="cannot be restored") as error,
   ):
     saved.restore(1, {"params": wrong})
   assert "\n" not in str(error.value)

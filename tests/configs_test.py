@@ -34,8 +34,9 @@ def test_builds_and_shards(name):
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   sharding.shardings(jax.eval_shape(create, model), mesh)
   assert loop.make_objective(config).num_timesteps == config.diffusion.num_timesteps
+  halves = sharding.make_mesh(MeshConfig(data=2, tensor=4))
   for length in config.data.lengths:
-    sharding.check_rows(config.data.rows(length), mesh, "a batch")
+    sharding.check_rows(config.data.rows(length), halves, "a batch")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -162,7 +163,9 @@ def traced_step(config) -> str:
     chunk=config.compute.vocabulary_chunk, shards=None, train=True,
   )  # fmt: skip
   train_step = functools.partial(
-    step.train_step, loss=loss, optimizer=update, microbatches=config.training.microbatches,
+    step.train_step, loss=loss, optimizer=update,
+    learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
+    microbatches=config.training.microbatches,
     ema_decay=config.optimizer.ema_decay,
   )  # fmt: skip
   create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)

@@ -29,6 +29,10 @@ def run(arguments: argparse.Namespace) -> None:
   from diffjax.types import UserError
 
   steps = _numbers(arguments.num_steps)
+  if arguments.limit < 0:
+    raise UserError(f"--limit {arguments.limit} must be >= 0 (0 is all)")
+  if arguments.output and not arguments.output.parent.is_dir():
+    raise UserError(f"--output {arguments.output}: the folder does not exist; make it first")
   if not (arguments.model / CHECKPOINTS).is_dir():
     raise UserError(f"{arguments.model} is no run of `diffjax train`, whose config names the data")
   model = load(arguments.model)

@@ -36,6 +36,10 @@ def main() -> None:
     module.run(arguments)
   except UserError as error:
     _fail(str(error))
+  except OSError as error:
+    if error.filename is None:
+      raise  # not about a path that the user gave
+    _fail(f"{error.filename}: {error.strerror}; give a path that exists and can be used")
   except KeyboardInterrupt:
     sys.exit(130)
 

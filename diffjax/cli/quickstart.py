@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
   file = workdir / _SCORES
   reports = {}
   if file.is_file():
+    train(config, workdir)  # nothing left to do, or a config that is not this run's
     reports = {name: Report(**values) for name, values in json.loads(file.read_text()).items()}
     console.print(f"{workdir} is trained and evaluated already; remove it to start over")
   else:

@@ -34,11 +34,12 @@ def encode(
       <s> and the whole target always survive.
 
   Returns:
-    The row; None where it is dropped, as is every example whose target alone does not fit.
+    The row; None where it is dropped, as is every example whose target alone does not fit, or
+    has no tokens.
   """
   prompt, target = tokenizer.encode(example.inputs), tokenizer.encode(example.targets)
   room = max_length - len(target) - 2
-  if room < 0 or (room < len(prompt) and too_long == "drop"):
+  if not target or room < 0 or (room < len(prompt) and too_long == "drop"):
     return None
   if room < len(prompt):
     prompt = prompt[:room] if too_long == "keep_start" else prompt[len(prompt) - room :]

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffjax.diffusion import processes
 from diffjax.diffusion.schedules import Schedule, reveal_prob
-from diffjax.types import Array, Batch, UserError
+from diffjax.types import GENERATOR, Array, Batch, UserError
 
 # Every use of random numbers in training has a purpose of its own; a number is never given twice.
 TIMES = 0  # the noise level of each example
@@ -114,12 +114,8 @@ def noised(
 
 
 def purpose_key(seed: int, purpose: int, step: Array | int) -> Array:
-  """The key of one purpose (TIMES, NOISE, ...) at one step, which may be traced.
-
-  The generator is named, because a row's draws under `vmap` must not depend on the other rows,
-  which does not hold for the hardware generators that JAX can be configured to.
-  """
-  key = jax.random.key(seed, impl="threefry2x32")
+  """The key of one purpose (TIMES, NOISE, ...) at one step, which may be traced."""
+  key = jax.random.key(seed, impl=GENERATOR)
   return jax.random.fold_in(jax.random.fold_in(key, purpose), step)
 
 

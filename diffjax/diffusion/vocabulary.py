@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from diffjax.types import Array, Head
+from diffjax.types import GENERATOR, Array, Head
 
 
 class Shards(NamedTuple):
@@ -218,12 +218,13 @@ def predict(
     head: the masked-LM head.
     hidden: [P, D], before the head's transform.
     chunk: positions whose logits exist at one time.
-    keys: a key for every position [P], to sample at `temperature`; None takes the argmax.
+    keys: a key of type GENERATOR for every position [P], to sample at `temperature`; None takes the argmax.
     temperature: of the sample, above 0.
 
   Returns:
     tokens int32[P], allowed rows; scores float32[P], the untempered log p(token).
   """
+  wrap = functools.partial(jax.random.wrap_key_data, impl=GENERATOR)
   length = hidden.shape[0]
   chunk = min(chunk, length)
   pad = -length % chunk
@@ -243,7 +244,9 @@ def predict(
       # mode 'high': an ordinary float32 Gumbel variable loses the right tail, that is, it makes
       # rare tokens rarer than they are.
       noise = lambda key: jax.random.gumbel(key, logits.shape[1:], mode="high")
-      noised = logits / temperature + jax.vmap(noise)(jax.random.wrap_key_data(key_data))
+      noised = logits / temperature + jax.vmap(noise)(wrap(key_data))
+        jax.random.wrap_key_data(key_data, impl=GENERATOR)
+      )
     tokens = jnp.argmax(noised, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)  # [chunk, 1]
     top = logits.max(-1, keepdims=True)  # subtracted first: scores near 0 keep their digits

@@ -131,9 +131,9 @@ def shapes(config: ModelConfig) -> Params:
 
 
 def allowed_rows(config: ModelConfig, contract: Contract) -> Array:
-  """bool[V]: rows that may be predicted; the mask id and padding rows may not."""
+  """bool[V]: rows that may be predicted; the mask id and rows that stand for no id may not."""
   rows = jnp.arange(config.table_rows)
-  return (rows < config.vocab_size) & (rows != contract.mask_id)
+  return (rows < (contract.known_ids or config.vocab_size)) & (rows != contract.mask_id)
 
 
 def bind(

@@ -15,9 +15,10 @@ from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import objectives, schedules, vocabulary
 from diffjax.models import transformer
 from diffjax.training import metrics, optimizer, state, step
-from diffjax.training.start import claim, starting_point
+from diffjax.training.start import CACHE, check_workdir, claim, starting_point
 from diffjax.training.supervision import Stop
 from diffjax.training.validation import Validation
+from diffjax.types import GENERATOR, UserError
 
 
 def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
@@ -34,28 +35,36 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   """
   workdir = Path(workdir)
 
-  # The model: architecture and tokenizer, its weights still on the host or not made.
-  model = starting_point(config)
+  # The model: architecture and tokenizer, its weights on the host, in a checkpoint, or unmade.
+  meta = check_workdir(workdir, config)
+  model = starting_point(config, workdir, meta)
   mesh = sharding.make_mesh(config.mesh)
   for length in config.data.lengths:
     rows = config.data.rows(length)
     sharding.check_rows(rows // config.training.microbatches, mesh, "a microbatch")
 
-  # The data: every batch is a function of (seed, number).
+  # The data: every batch is a function of (seed, number). All of it is opened before anything is
+  # written, so that a mistake leaves no run behind.
   source = sources.open_source(config.data.train)
+  if meta is not None and meta["data"] != source.fingerprint:
+    raise UserError(
+      f"the training data of {workdir} changed since it began; restore it, or choose another "
+      f"workdir"
+    )
   index = functools.partial(
     plan.length_index,
     tokenizer=model.tokenizer,
     max_length=config.data.max_length,
     too_long=config.data.too_long,
-    cache_dir=workdir / "cache",
+    cache_dir=workdir / CACHE,
   )
-  claim(workdir, config, model.tokenizer)
+  if config.data.test.kind != "none":
+    sources.open_source(config.data.test)  # rather now than after the last step
   batch_plan = plan.Plan(index(source), config.data, config.seed)
+  validation = Validation.open(config, dataclasses.replace(model, params=None), index, mesh)
 
   # The functions: each jitted once, beside its shardings and donation.
   update = optimizer.make(config.optimizer, steps=config.training.steps)
-  rate = jax.jit(optimizer.learning_rate(config.optimizer, steps=config.training.steps))
   bind = functools.partial(
     transformer.bind,
     config=model.config,
@@ -75,6 +84,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     step.train_step,
     loss=functools.partial(loss, objective=objective, train=True),
     optimizer=update,
+    learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
     microbatches=config.training.microbatches,
     ema_decay=config.optimizer.ema_decay,
   )
@@ -95,6 +105,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     out_shardings=once,
   )
 
+  claim(workdir, config, model.tokenizer)
   with Checkpoints(
     workdir / models.CHECKPOINTS,
     keep=config.training.keep_checkpoints,
@@ -112,11 +123,10 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
       current = jax.jit(create, out_shardings=placed)(jax.device_put(model.params, placed.params))
     else:
       fresh = lambda key: create(transformer.init(key, model.config))
-      current = jax.jit(fresh, out_shardings=placed)(jax.random.key(config.seed))
+      current = jax.jit(fresh, out_shardings=placed)(jax.random.key(config.seed, impl=GENERATOR))
     start = start or 0
     model = dataclasses.replace(model, params=None)  # the state holds them now
-    validation = Validation.open(config, model, index, mesh)
-    meta = {**model.meta(), "config": dataclasses.asdict(config)}
+    meta = {**model.meta(), "config": dataclasses.asdict(config), "data": source.fingerprint}
 
     steps = config.training.steps
     batches = pipeline.batches(
@@ -138,16 +148,15 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
       for number, batch in enumerate(batches, start + 1):
         current, updates = train_step(current, sharding.place_rows(batch, rows))
         if pending:
-          report.step(*pending[:2], **pending[2])
+          report.step(*pending)
         write = number % config.training.log_every == 0 or number == steps or stop.asked
-        details = {"learning_rate": float(rate(number - 1)), "write": write}
-        pending = (number, updates, details)
+        pending = (number, updates, write)
 
         last = number == steps or stop.asked
         every = config.training.eval_every
         scores = None
         if validation and ((every and number % every == 0) or number == steps):
-          report.step(*pending[:2], **pending[2])
+          report.step(*pending)
           pending = None
           report.status("validating")
           params = current.params if current.ema_params is None else current.ema_params
@@ -158,12 +167,13 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
             f"{name} {value:.4g}" for name, value in scores.items() if not name.startswith("nll_")
           )
           report.say(f"validation at step {number}: {shown}")
+          report.resume_clock()
         if last or scores is not None or number % config.training.checkpoint_every == 0:
           saved.save(number, state.items(current), meta, scores)
         saved.check()
         if last:
           if pending:
-            report.step(*pending[:2], **pending[2])
+            report.step(*pending)
           if stop.asked and number < steps:
             report.say(f"stopped at step {number} of {steps}, saved; the same command resumes")
           start = number

@@ -40,6 +40,7 @@ class Reporter:
 
   def __init__(self, workdir: Path, *, start: int, steps: int):
     """Opens workdir/metrics.jsonl for appending; progress runs from `start` to `steps`."""
+    _forget_after(workdir / FILE, start)
     self._file = (workdir / FILE).open("a")
     self._writer = _tensorboard(workdir)
     self._console = Console()
@@ -70,28 +71,32 @@ class Reporter:
     if self._writer:
       self._writer.close()
 
-  def step(self, step: int, updates: Updates, *, learning_rate: float, write: bool) -> None:
+  def step(self, step: int, updates: Updates, write: bool) -> None:
     """Reports a finished step; reading `updates` waits for it."""
     self._tokens += float(updates.sums.tokens)
     if step == self._start + 1:  # the first step of a process compiles
-      self._clock = self._tokens_clock = time.monotonic()
-      self._tokens = 0.0
+      self._clock = time.monotonic()
+      self.resume_clock()
     if not write:
       self._progress.update(self._task, completed=step)
       return
     now = time.monotonic()
     measured = values(updates.sums)
     measured["gradient_norm"] = float(updates.gradient_norm)
-    measured["learning_rate"] = learning_rate
+    measured["learning_rate"] = float(updates.learning_rate)
     if now > self._tokens_clock:
       measured["tokens_per_second"] = self._tokens / (now - self._tokens_clock)
-    self._tokens, self._tokens_clock = 0.0, now
+    self.resume_clock()
     self.write(step, "train", measured)
     speed = f"{measured.get('tokens_per_second', 0):,.0f} tokens/s"
     line = f"loss {measured['loss']:.4f}  nll {measured['nll']:.3f}  {speed}"
     self._progress.update(self._task, completed=step, description=line)
     if not self._console.is_terminal:
       self.say(f"step {step}/{self._steps}  {line}  ETA {self._eta(step, now)}")
+
+  def resume_clock(self) -> None:
+    """Starts measuring speed anew, after something that was no training."""
+    self._tokens, self._tokens_clock = 0.0, time.monotonic()
 
   def write(self, step: int, split: str, measured: dict[str, Any]) -> None:
     """Appends one JSON line and the same numbers to TensorBoard."""
@@ -116,6 +121,13 @@ class Reporter:
       return "-"
     seconds = int((now - self._clock) / done * (self._steps - step))
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _forget_after(file: Path, step: int) -> None:
+  """Drops the lines of steps that a killed run had made and a resumed one makes again."""
+  if file.is_file():
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
 
 def _tensorboard(workdir: Path) -> Any:

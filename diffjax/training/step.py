@@ -30,6 +30,7 @@ class Updates(NamedTuple):
 
   sums: Sums
   gradient_norm: Array  # float32[]  before clipping
+  learning_rate: Array  # float32[]
 
 
 def loss_sums(
@@ -97,6 +98,7 @@ def train_step(
   *,
   loss: Callable[..., tuple[Array, Sums]],
   optimizer: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
   microbatches: int,
   ema_decay: float,
 ) -> tuple[TrainState, Updates]:
@@ -106,7 +108,7 @@ def train_step(
     state: donated by the caller.
     batch: the global batch [B, L].
     loss: `loss_sums` with everything but (params, batch, step, rows) bound.
-    optimizer: as training/optimizer.py makes it.
+    optimizer, learning_rate: as training/optimizer.py makes them.
     microbatches: parts whose gradients are summed; the division by the weight comes once, after.
     ema_decay: of the moving average, where the state has one.
   """
@@ -133,7 +135,7 @@ def train_step(
   if average is not None:
     average = optax.incremental_update(params, average, 1 - ema_decay)
   state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema_params=average)
-  return state, Updates(sums, optax.tree.norm(gradients))
+  return state, Updates(sums, optax.tree.norm(gradients), learning_rate(state.step - 1))
 
 
 def validation_step(params: Params, batch: Batch, number: Array, *, loss: Callable) -> Sums:

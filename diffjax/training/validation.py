@@ -10,6 +10,7 @@ from diffjax import model as models
 from diffjax import sharding
 from diffjax.config import DataConfig, EvaluationConfig, ExperimentConfig
 from diffjax.data import pipeline, plan, sources
+from diffjax.diffusion import strategies
 from diffjax.evaluation import tasks
 from diffjax.sampling import Sampler
 from diffjax.training import metrics, step
@@ -48,6 +49,12 @@ class Validation:
     if config.data.validation.kind == "none":
       return None
     section = config.evaluation
+    strategies.parse(
+      section.strategy,
+      num_steps=section.num_steps,
+      canvas_size=1,
+      temperature=section.temperature,
+    )  # rather now than after the first thousand steps
     sharding.check_rows(section.batch_size, mesh, "config.evaluation.batch_size")
     source = sources.open_source(config.data.validation)
     lengths = index(source)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from diffjax import model as models
@@ -17,6 +19,7 @@ from diffjax.config import config_from_dict
 from diffjax.data import pipeline
 from diffjax.tokenizers import train_sentencepiece
 from diffjax.training.loop import train
+from diffjax.training.start import check_workdir
 from diffjax.types import UserError
 
 STEPS = 10
@@ -46,13 +49,17 @@ def experiment(data, **training):
       "max_length": 64, "buckets": (32, 64), "batch_size": 8,
     },
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9},
-    "training": {"steps": STEPS, "log_every": 5, "checkpoint_every": 2, **training},
+    "training": {"steps": STEPS, "log_every": 5, "eval_every": 5, "checkpoint_every": 2, **training},
     "evaluation": {"batch_size": 8},
   }  # fmt: skip
 
 
-def parameters(workdir, step):
-  return jax.device_get(models.load(workdir / "checkpoints" / str(step)).params)
+def saved_trees(workdir, step):
+  """All that a checkpoint holds of the state: weights, average, both moments."""
+  items = {name: ocp.args.StandardRestore() for name in ("params", "opt_state", "ema_params")}
+  with ocp.CheckpointManager(workdir.absolute() / "checkpoints") as manager:
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    return jax.device_get({name: restored[name] for name in items})
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +69,17 @@ def uninterrupted(data, tmp_path_factory):
   return workdir, result
 
 
-def assert_same_parameters(workdir, uninterrupted):
-  have, want = parameters(workdir, STEPS), parameters(uninterrupted[0], STEPS)
-  jax.tree.map(np.testing.assert_array_equal, have, want)
+def assert_same_state(workdir, uninterrupted):
+  have, want = saved_trees(workdir, STEPS), saved_trees(uninterrupted[0], STEPS)
+  assert len(jax.tree.leaves(want["params"])) > 10
+  for item in ("params", "opt_state", "ema_params"):
+    jax.tree.map(np.testing.assert_array_equal, have[item], want[item])
 
 
 def test_resuming_is_bit_equal_to_never_having_stopped(data, uninterrupted, tmp_path):
   train(config_from_dict(experiment(data, steps=6)), tmp_path / "run")
   train(config_from_dict(experiment(data)), tmp_path / "run")
-  assert_same_parameters(tmp_path / "run", uninterrupted)
+  assert_same_state(tmp_path / "run", uninterrupted)
 
 
 def test_a_run_killed_without_warning_resumes_bit_equal(data, uninterrupted, tmp_path):
@@ -97,7 +106,7 @@ def test_a_run_killed_without_warning_resumes_bit_equal(data, uninterrupted, tmp
   process.wait()
   assert not (checkpoints / str(STEPS)).exists()
   train(config_from_dict(experiment(data)), workdir)
-  assert_same_parameters(workdir, uninterrupted)
+  assert_same_state(workdir, uninterrupted)
 
 
 def test_an_interrupt_finishes_the_step_and_saves(data, uninterrupted, tmp_path, monkeypatch):
@@ -116,14 +125,14 @@ def test_an_interrupt_finishes_the_step_and_saves(data, uninterrupted, tmp_path,
   assert signal.getsignal(signal.SIGINT) is before
   monkeypatch.undo()
   train(config_from_dict(experiment(data)), tmp_path / "run")
-  assert_same_parameters(tmp_path / "run", uninterrupted)
+  assert_same_state(tmp_path / "run", uninterrupted)
 
 
 def test_what_a_run_writes(uninterrupted):
   workdir, result = uninterrupted
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if line["split"] == "train"] == [5, 10]
-  assert [line["step"] for line in lines if line["split"] == "validation"] == [10]
+  assert [line["step"] for line in lines if line["split"] == "validation"] == [5, 10]
   assert lines[-1]["loss"] == result["loss"]
   assert {"nll", "gradient_norm", "learning_rate", "tokens_per_second"} <= set(lines[0])
   kept = sorted(int(d.name) for d in (workdir / "checkpoints").iterdir() if d.name.isdigit())
@@ -151,38 +160,92 @@ def test_a_foreign_folder_is_not_written_into(data, tmp_path):
   assert [entry.name for entry in tmp_path.iterdir()] == ["precious.txt"]
 
 
+def changed(values, changes):
+  for name, value in changes.items():
+    *sections, field = name.split(".")
+    owner = values
+    for section in sections:
+      owner = owner[section]
+    owner[field] = value
+  return values
+
+
 REFUSED = [
   ({"init_from": "nowhere"}, "nowhere does not exist"),
   ({"mesh": {"data": 3}}, "devices"),
-  ({"init_from": "tiny_mlm"}, "config.model.width = 16"),
-  ({"model": {"vocab_size": 20}}, "embedding 20 rows"),
+  ({"init_from": "tiny_mlm", "data.tokenizer": ""}, "config.model.width = 16"),
+  ({"model.vocab_size": 20}, "embedding 20 rows"),
+  ({"data.batch_size": 800}, "no length bucket fills a batch"),
+  ({"data.validation.path": "none"}, "none: No such file"),
+  ({"data.test": {"kind": "text", "path": "none"}}, "none: No such file"),
+  ({"evaluation.strategy": "reparam"}, "strategy = 'reparam'"),
+  ({"evaluation.batch_size": 3}, "evaluation.batch_size = 3 rows must divide"),
+  ({"data.batch_size": 12}, "12 rows must divide"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[m for _, m in REFUSED])
-def test_contradictions_leave_no_workdir(data, tmp_path, changes, message):
-  values = experiment(data)
-  for name, value in changes.items():
-    values[name] = {**values.get(name, {}), **value} if isinstance(value, dict) else value
-  if "init_from" in changes:
-    values["data"]["tokenizer"] = ""
+def test_mistakes_leave_no_run_behind(data, tmp_path, changes, message):
   with pytest.raises(UserError, match=message):
+    train(config_from_dict(changed(experiment(data), changes)), tmp_path / "run")
+  left = {entry.name for entry in tmp_path.glob("run/*")}
+  assert left <= {"cache"}
+  if left:  # what was measured of the data does not stand in the way of the right command
+    check_workdir(tmp_path / "run", config_from_dict(experiment(data)))
+
+
+def test_a_bad_line_leaves_no_run_behind(data, tmp_path):
+  (tmp_path / "bad.jsonl").write_text('{"inputs": "one", "targets": "eno"}\n{"inputs": "two"}\n')
+  values = changed(experiment(data), {"data.train.path": str(tmp_path / "bad.jsonl")})
+  with pytest.raises(UserError, match=r"bad.jsonl:2: no targets"):
     train(config_from_dict(values), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
-def test_validation_decodes_when_the_metric_asks_for_text(data, tmp_path):
-  values = experiment(data, steps=2)
+@pytest.fixture
+def copied_run(uninterrupted, tmp_path):
+  shutil.copytree(uninterrupted[0], tmp_path / "run")
+  return tmp_path / "run"
+
+
+def test_a_resumed_run_keeps_its_own_tokenizer(data, copied_run, tmp_path):
+  """The file that the config names may be gone, or another one by now."""
+  before = (copied_run / "tokenizer" / "sentencepiece.bpe.model").read_bytes()
+  values = experiment(data, steps=STEPS)
+  hidden = data / "sp.model"
+  kept = hidden.read_bytes()
+  try:
+    hidden.unlink()
+    assert train(config_from_dict(values), copied_run)["step"] == STEPS
+  finally:
+    hidden.write_bytes(kept)
+  assert (copied_run / "tokenizer" / "sentencepiece.bpe.model").read_bytes() == before
+
+
+def test_a_resumed_run_refuses_changed_data(data, copied_run):
+  file = data / "train.jsonl"
+  kept = file.read_bytes()
+  try:
+    file.write_bytes(kept + b'{"inputs": "one", "targets": "two"}\n')
+    with pytest.raises(UserError, match=r"training data .* changed"):
+      train(config_from_dict(experiment(data)), copied_run)
+  finally:
+    file.write_bytes(kept)
+
+
+def test_the_validation_metric_may_change_on_resume(data, copied_run):
+  values = experiment(data, steps=STEPS + 1)
   values["evaluation"] |= {"metric": "exact_match", "num_steps": 2, "examples": 4}
-  values["optimizer"]["warmup_steps"] = 0
-  result = train(config_from_dict(values), tmp_path / "run")
+  result = train(config_from_dict(values), copied_run)
   assert {"exact_match", "bleu", "rouge_l"} <= set(result)
+  models.load(copied_run)
 
 
 def test_imported_weights_start_where_they_were(data, tmp_path):
   source = tmp_path / "source"
-  whole = config_from_dict(experiment(data, steps=1))
-  whole = dataclasses.replace(whole, optimizer=dataclasses.replace(whole.optimizer, warmup_steps=0))
+  values = experiment(data, steps=1)
+  values["optimizer"]["warmup_steps"] = 0
+  whole = config_from_dict(values)
   train(whole, tmp_path / "first")
   models.convert(tmp_path / "first", source)
   still = dataclasses.replace(

@@ -69,7 +69,12 @@ def run(objective=OBJECTIVE, *, microbatches=1, mesh_config=None):
     shards=shards, train=True,
   )  # fmt: skip
   train_step = functools.partial(
-    step.train_step, loss=loss, optimizer=optimizer_of(), microbatches=microbatches, ema_decay=0.9
+    step.train_step,
+    loss=loss,
+    optimizer=optimizer_of(),
+    learning_rate=lambda count: 0.1,
+    microbatches=microbatches,
+    ema_decay=0.9,
   )
   return jax.jit(train_step, **options)(current, make_batch())
 

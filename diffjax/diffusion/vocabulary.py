@@ -218,7 +218,8 @@ def predict(
     head: the masked-LM head.
     hidden: [P, D], before the head's transform.
     chunk: positions whose logits exist at one time.
-    keys: a key of type GENERATOR for every position [P], to sample at `temperature`; None takes the argmax.
+    keys: a key of type GENERATOR for every position [P], to sample at `temperature`; None takes
+      the argmax.
     temperature: of the sample, above 0.
 
   Returns:
@@ -245,8 +246,6 @@ def predict(
       # rare tokens rarer than they are.
       noise = lambda key: jax.random.gumbel(key, logits.shape[1:], mode="high")
       noised = logits / temperature + jax.vmap(noise)(wrap(key_data))
-        jax.random.wrap_key_data(key_data, impl=GENERATOR)
-      )
     tokens = jnp.argmax(noised, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)  # [chunk, 1]
     top = logits.max(-1, keepdims=True)  # subtracted first: scores near 0 keep their digits

@@ -49,7 +49,9 @@ def experiment(data, **training):
       "max_length": 64, "buckets": (32, 64), "batch_size": 8,
     },
     "optimizer": {"learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9},
-    "training": {"steps": STEPS, "log_every": 5, "eval_every": 5, "checkpoint_every": 2, **training},
+    "training": {
+      "steps": STEPS, "log_every": 5, "eval_every": 5, "checkpoint_every": 2, **training,
+    },
     "evaluation": {"batch_size": 8},
   }  # fmt: skip
 

@@ -14,7 +14,7 @@ from diffjax.models import transformer
 from diffjax.sampling import MASK_MARK, Sampler, Shape, plan_batches
 from diffjax.types import UserError
 
-CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=40)
+CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=40, known_ids=38)
 CONFIG = ModelConfig(
   vocab_size=41, width=32, layers=2, heads=4, ffn_width=64, max_positions=48, dropout=0.0
 )

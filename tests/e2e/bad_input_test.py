@@ -93,8 +93,8 @@ def test_unreadable_weights(room, monkeypatch, capsys):
 
 def test_a_vocabulary_larger_than_the_embedding(room, monkeypatch, capsys):
   weights = copy_of_shipped(room)
-  words = " ".join(f"word{n}" for n in range(400))
-  (room / "text").write_text(words * 3)
+  words = " ".join(f"{n * n:x}" for n in range(3000))
+  (room / "text").write_text(words)
   monkeypatch.setattr(
     "sys.argv",
     ["diffjax", "tokenizer", "--input", "text", "--vocab-size=800", "--kind=bpe",

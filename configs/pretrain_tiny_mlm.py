@@ -4,7 +4,7 @@
   diffjax train --config=configs/pretrain_tiny_mlm.py --workdir=runs/tiny_mlm
   diffjax convert --from=runs/tiny_mlm --to=tiny_mlm --export=huggingface --dtype=bfloat16
 
-Hardware: 2 CPU cores, about 35 minutes. Expected: validation nll of a masked token near 0.9 nats.
+Hardware: 2 CPU cores, about 20 minutes. Expected: validation nll of a masked token 1.04 nats.
 The text has no instruction and no translated pair: the model knows the language, not the tasks.
 """
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.progress import track
 
 from diffjax import model as models
 from diffjax.config import EvaluationConfig
@@ -92,6 +93,7 @@ class Sampler:
     seed: int = 0,
     return_trace: bool = False,
     strict: bool = False,
+    progress: str = "",
     batch_size: int = _DEFAULTS.batch_size,
   ) -> list[Generation]:
     """Answers prompts, in their order. A single string is a list of one.
@@ -107,6 +109,7 @@ class Sampler:
       strict: bit-equal answers whatever else is in the list: every prompt is computed in the
         shape that its own length and canvas ask for, with `batch_size` rows. Otherwise prompts
         may share a larger shape, which changes scores by float rounding.
+      progress: what a progress bar with ETA is labelled; empty shows none.
       batch_size: rows computed at a time.
 
     Raises:
@@ -128,6 +131,7 @@ class Sampler:
       seed=seed,
       return_trace=return_trace,
       strict=strict,
+      progress=progress,
       batch_size=batch_size,
     )
 
@@ -142,6 +146,7 @@ class Sampler:
     seed: int = 0,
     return_trace: bool = False,
     strict: bool = False,
+    progress: str = "",
     batch_size: int = _DEFAULTS.batch_size,
     params: Params | None = None,
   ) -> list[Generation]:
@@ -151,8 +156,9 @@ class Sampler:
       prompts: ids of each prompt.
       params: other parameters for the same network, as between two steps of training; nothing is
         compiled again for them.
-      lengths, num_steps, strategy, temperature, seed, return_trace, strict, batch_size: as in
+      lengths, num_steps, strategy, temperature, seed, return_trace, strict, progress: as in
         `generate`.
+      batch_size: as in `generate`.
 
     Raises:
       UserError: as `generate`.
@@ -170,13 +176,14 @@ class Sampler:
     canvases = _check_lengths(prompts, lengths, self.model.config.max_positions)
     key_words = _key_words(prompts)
     results: list[Generation | None] = [None] * len(prompts)
-    for members, shape in plan_batches(
+    batches = plan_batches(
       [len(prompt) + canvas + 2 for prompt, canvas in zip(prompts, canvases, strict=True)],
       canvases,
       batch_size=batch_size,
       max_positions=self.model.config.max_positions,
       strict=strict,
-    ):
+    )
+    for members, shape in track(batches, progress, transient=True, disable=not progress):
       rows = self._lay_out(
         [prompts[i] for i in members], [canvases[i] for i in members], key_words[members], shape
       )

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = tasks.evaluate(
       sampler, examples, num_steps=num_steps, strategy=arguments.strategy,
       temperature=arguments.temperature, batch_size=arguments.batch_size, seed=arguments.seed,
-      max_length=config.data.max_length, too_long=config.data.too_long,
+      max_length=config.data.max_length, too_long=config.data.too_long, progress="decoding",
     )  # fmt: skip
     tables.show_scores(f"{num_steps} steps, {arguments.strategy}", {"": report})
     results.append(

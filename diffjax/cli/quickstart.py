@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
   test = open_source(config.data.test)
   examples = [test[number] for number in range(len(test))]
   section = config.evaluation
-  settings = {"num_steps": section.num_steps, "strategy": section.strategy}
+  settings = {"num_steps": section.num_steps, "strategy": section.strategy, "progress": "decoding"}
 
   file = workdir / _SCORES
   reports = {}
@@ -81,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     print_trace(console, example.inputs, answer)
   console.print(
     f"\nGo on from here:\n"
+    f"  diffjax quickstart --workdir={workdir}     # again: resumes, or says that it is done\n"
     f"  diffjax sample --model={workdir} --length=9 --trace \\\n"
     f"    --prompt='{examples[0].inputs}'\n"
     f"  diffjax train --config=configs/quickstart_instruct.py --workdir=runs/longer "

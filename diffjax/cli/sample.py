@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     seed=args.seed,
     batch_size=args.batch_size,
     return_trace=args.trace,
+    progress="decoding",
   )
   console = Console(highlight=False, soft_wrap=True)
   for prompt, answer in zip(prompts, answers, strict=True):

@@ -42,13 +42,15 @@ def evaluate(
   params: Params | None = None,
   max_length: int | None = None,
   too_long: features.TooLong = "drop",
+  progress: str = "",
 ) -> Report:
   """Decodes every example on a canvas of its gold target's length and compares the texts.
 
   Args:
     sampler: its model has a tokenizer.
     examples: prompts and gold targets, grouped by their task.
-    num_steps, strategy, temperature, batch_size, seed, params: see Sampler.generate_ids.
+    num_steps, strategy, temperature, batch_size, seed, params, progress: see
+      Sampler.generate_ids.
     max_length: of a row, default the model's longest; a longer prompt is cut as in training.
     too_long: see features.encode; with "drop", an example that does not fit is an error.
 
@@ -65,6 +67,7 @@ def evaluate(
     batch_size=batch_size,
     seed=seed,
     params=params,
+    progress=progress,
   )
   hypotheses = [generation.text for generation in generations]
   by_task: dict[str, list[int]] = {}

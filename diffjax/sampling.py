@@ -1,4 +1,8 @@
-"""Text in, text out: prompts are laid out, grouped into few shapes, decoded in compiled loops."""
+"""Text in, text out: prompts are laid out, grouped into few shapes, decoded in compiled loops.
+
+A little over the usual length, because all that decides whether a row's result depends on its batch
+(checks, shapes, keys) is to be read in one place.
+"""
 
 import dataclasses
 import functools

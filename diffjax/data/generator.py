@@ -1,5 +1,7 @@
 """The built-in data: instructions in four tasks, and plain text of the same world. No files.
 
+Long, because wordings and sentence patterns are data, and stand beside what fills them.
+
 Example `index` of a split is a function of (split, index) alone, so any order and any subset can
 be read. The splits share no content: what an example is about (the meaning of a sentence, the event
 of a report, the question with what its text states, the numbers of a sum) is hashed to one split,

@@ -4,6 +4,7 @@ A file is read into memory, unpacked, and its lines are found once. A line that 
 the run with `file:line: reason`.
 """
 
+import abc
 import gzip
 import hashlib
 import inspect
@@ -18,7 +19,7 @@ from diffjax.data import generator, world
 from diffjax.types import Example, UserError
 
 
-class Source:
+class Source(abc.ABC):
   """A numbered collection of examples; can be pickled.
 
   `fingerprint` changes when any example may have.
@@ -39,8 +40,8 @@ class Source:
     example = self._read(number)
     return example._replace(inputs=self._template.replace("{inputs}", example.inputs))
 
-  def _read(self, number: int) -> Example:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _read(self, number: int) -> Example: ...
 
 
 def open_source(config: SourceConfig) -> Source:

@@ -95,7 +95,8 @@ class Weights:
     if rows:
       noun = "tensor differs" if len(rows) == 1 else "tensors differ"
       raise WeightsError(
-        f"{self._directory}: the weights do not fit config.json; {len(rows)} {noun}\n"
+        f"{self._directory}: the weights do not fit config.json, {len(rows)} {noun}; give the "
+        f"config.json that belongs to them\n"
         + _columns([("name", "expected", "found"), *rows[:_SHOWN_ROWS]])
         + (f"\n... and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else "")
       )

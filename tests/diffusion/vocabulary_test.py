@@ -66,6 +66,21 @@ def test_equals_the_naive_loss_and_gradient(share, smoothed):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), have, want)
 
 
+def test_bfloat16_features_keep_float32_sums_and_gradients_of_the_table():
+  head = make_head()
+  features, targets, nll, smooth = make_data(6, 0.6)
+  streamed = functools.partial(vocabulary.cross_entropy, chunk=7)
+  loss, gradients = both(streamed, features.astype(jnp.bfloat16), head, targets, nll, smooth)
+  want, want_gradients = both(naive_of_head, features, head, targets, nll, smooth)
+  assert [x.dtype for x in (loss, *gradients)] == [
+    jnp.float32, jnp.bfloat16, jnp.float32, jnp.float32,
+  ]  # fmt: skip
+  np.testing.assert_allclose(loss, want, rtol=0.02)
+  for have, exact in zip(gradients, want_gradients, strict=True):
+    error = np.abs(np.asarray(have, np.float32) - exact).max()
+    assert error <= 0.03 * np.abs(exact).max()
+
+
 def test_returns_the_nll_of_scored_positions_only():
   head = make_head()
   features, targets, nll, _ = make_data(2, 0.4)

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     file.write_text(json.dumps({name: vars(report) for name, report in reports.items()}))
   show_scores(f"held-out examples, {section.num_steps} decoding steps, gold length", reports)
 
-  console.print("\nfour of them, step by step:")
+  console.print("\nsome of them, step by step:")
   shown = examples[:_SHOWN]
   answers = sampler.generate(
     [example.inputs for example in shown],
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     f"  diffjax sample --model={workdir} --length=9 --trace \\\n"
     f"    --prompt='{examples[0].inputs}'\n"
     f"  diffjax train --config=configs/quickstart_instruct.py --workdir=runs/longer "
-    f"--config.training.steps=1000\n"
+    f"--config.training.steps=3000\n"
     f"  diffjax quickstart --workdir=runs/scratch --config.init_from=     # without the masked LM\n"
     f"  diffjax convert --from={workdir} --to=exported --export=huggingface"
   )

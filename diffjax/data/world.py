@@ -10,7 +10,7 @@ Orin is constructed and differs in grammar, not only in words:
 that is: the verb is last, adjectives and articles follow the noun, the plural is a word (`mi`)
 that a number replaces, `na` is the definite article and there is no indefinite one, `ko` marks the
 object, and `di` ("in") follows its place. Words are lower case, single spaces separate them, and
-punctuation is a word.
+punctuation is a word. The file is long because the word lists are in it.
 """
 
 import hashlib

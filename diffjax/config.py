@@ -165,12 +165,16 @@ class Contract:
   eos_id: int
   mask_id: int  # -1: none, as in a causal model as it was published
   known_ids: int = 0  # ids that the tokenizer makes; later rows are padding. 0: all of them
-  attention: Literal["full", "causal"] = "full"
+  # Who sees whom: everything; or a prompt itself, and the answer the prompt and itself, as a whole
+  # (prefix) or its own and earlier blocks of block_size positions; or what is earlier.
+  attention: Literal["full", "prefix", "blocks", "causal"] = "full"
+  block_size: int = 0  # of attention 'blocks'; else 0
   openness: float = 0.0  # share of the later positions that causal attention sees, while annealed
   output_shift: int = 0  # 1: output n - 1 predicts token n, as in what was a causal model
   end: Literal["given", "predicted"] = (
     "given"  # whether </s> stands after a sampled canvas, or in it
   )
+  end_padding: int = 0  # answers were filled up with </s> to a multiple of it; 0: had one </s>
 
   def check(self, vocab_size: int) -> None:
     """Raises UserError when an id lies outside the vocabulary or two roles share one."""
@@ -188,10 +192,25 @@ class Contract:
         raise UserError(f"{name} and mask_id are both {self.mask_id}; the mask needs its own id")
     if self.output_shift not in (0, 1):
       raise UserError(f"output_shift = {self.output_shift} must be 0 or 1")
-    if not 0 <= self.openness < 1 or (self.openness and self.attention == "full"):
+    if not 0 <= self.openness < 1 or (self.openness and self.attention != "causal"):
       raise UserError(
         f"openness = {self.openness} with attention {self.attention!r}: causal attention has one "
-        f"in [0, 1), full attention 0"
+        f"in [0, 1), other attention 0"
+      )
+    if (self.block_size > 0) != (self.attention == "blocks") or self.block_size < 0:
+      raise UserError(
+        f"block_size = {self.block_size} with attention {self.attention!r}: attention 'blocks' has "
+        f"one >= 1, other attention 0"
+      )
+    if self.end_padding < 0 or (self.end_padding and self.end == "given"):
+      raise UserError(
+        f"end_padding = {self.end_padding} with end {self.end!r}: it is >= 0, and 0 where the end "
+        f"is given"
+      )
+    if self.attention == "blocks" and (self.end == "given" or self.end_padding % self.block_size):
+      raise UserError(
+        f"end_padding = {self.end_padding} with blocks of {self.block_size}: blocks follow each "
+        f"other until a predicted end, so answers are filled up to whole blocks of </s>"
       )
 
   @property
@@ -287,6 +306,8 @@ class DataConfig:
   batch_unit: Literal["rows", "tokens"] = (
     "rows"  # tokens: each bucket has batch_size // length rows
   )
+  end_padding: int = 0  # answers are filled up with </s> to a multiple of it; 0: one </s>
+  prompt_dropout: float = 0.0  # share of the training rows without their prompt, for guidance
   workers: int = 0  # reader processes; 0 reads in threads
 
   def __post_init__(self):
@@ -304,6 +325,9 @@ class DataConfig:
       "data.batch_size", self.batch_size, f"tokens must hold one row of {self.max_length}",
     )  # fmt: skip
     _require(self.workers >= 0, "data.workers", self.workers, "must be >= 0")
+    _require(self.end_padding >= 0, "data.end_padding", self.end_padding, "must be >= 0")
+    rate = self.prompt_dropout
+    _require(0 <= rate < 1, "data.prompt_dropout", rate, "must be in [0, 1)")
 
   @property
   def lengths(self) -> tuple[int, ...]:
@@ -328,6 +352,9 @@ class DiffusionConfig:
   mask_ratio: float = 0.0  # of times = 'fixed': 0.15 is ordinary masked-LM training
   coupled: bool = True  # two nested corruptions of every row (RDM)
   label_smoothing: float = 0.0
+  # Who sees whom from now on (see Contract.attention); own: as in the weights, full from scratch.
+  attention: Literal["own", "full", "prefix", "blocks"] = "own"
+  block_size: int = 0  # of attention 'blocks': of an example one block is noised at a time
 
   def __post_init__(self):
     steps, power, ratio = self.num_timesteps, self.power, self.mask_ratio
@@ -347,6 +374,11 @@ class DiffusionConfig:
       _require(ratio == 0, "diffusion.mask_ratio", ratio, "only times 'fixed' takes a ratio")
     smoothing = self.label_smoothing
     _require(0 <= smoothing < 1, "diffusion.label_smoothing", smoothing, "must be in [0, 1)")
+    size, blocks = self.block_size, self.attention == "blocks"
+    _require(
+      size >= 1 if blocks else size == 0, "diffusion.block_size", size,
+      f"attention {self.attention!r} {'needs one >= 1' if blocks else 'has none: set 0'}",
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -391,6 +423,24 @@ class LoraConfig:
     if not self.rank:
       given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
       _require(not given, "lora.rank", 0, f"give the rank too; lora.{', lora.'.join(given)} is set")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthConfig:
+  """A head that predicts how long the answer is (2308.12219, section 3)."""
+
+  weight: float = 0.0  # of its loss beside the diffusion loss; 0: no such head is trained
+  classes: int = 0  # lengths 1 .. classes; 0: those of the weights' own head, else data.max_length
+  alone: bool = False  # the network under it stays as it is, and only the head is trained
+
+  def __post_init__(self):
+    _require(self.weight >= 0, "length.weight", self.weight, "must be >= 0 (0: no length head)")
+    _require(self.classes >= 0, "length.classes", self.classes, "must be >= 0")
+    for name in ("classes", "alone"):
+      value = getattr(self, name)
+      _require(
+        self.weight > 0 or not value, f"length.{name}", value, "give length.weight too, such as 1"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -446,12 +496,20 @@ class TrainingConfig:
 class EvaluationConfig:
   """How validation examples are decoded and which checkpoint is the best."""
 
-  metric: Literal["loss", "bleu", "exact_match", "rouge_l"] = "loss"  # selects the best checkpoint
+  # Selects the best checkpoint; the last two are of the length head.
+  metric: Literal["loss", "bleu", "exact_match", "rouge_l", "length_accuracy", "length_loss"] = (
+    "loss"
+  )
   examples: int = 200  # of the validation source that are decoded; the loss uses as many
   batch_size: int = 32
   num_steps: int = 10  # S
   strategy: str = "reparam-uncond-deterministic-cosine"
   temperature: float = 0.0  # 0 is argmax
+
+  @property
+  def decodes(self) -> bool:
+    """Whether the metric is one of decoded text."""
+    return self.metric in ("bleu", "exact_match", "rouge_l")
 
   def __post_init__(self):
     for name in ("examples", "batch_size", "num_steps"):
@@ -475,6 +533,7 @@ class ExperimentConfig:
   diffusion: DiffusionConfig = DiffusionConfig()
   adaptation: AdaptationConfig = AdaptationConfig()
   lora: LoraConfig = LoraConfig()
+  length: LengthConfig = LengthConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   training: TrainingConfig = TrainingConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
@@ -494,7 +553,7 @@ class ExperimentConfig:
     _require(self.data.train.kind != "none", "data.train.kind", "none", "name a training source")
     _require(
       not self.model.length_classes, "model.length_classes", self.model.length_classes,
-      "a length head comes with imported weights; training has none",
+      "the head is a section of its own: set length.classes",
     )  # fmt: skip
     _require(
       self.adaptation.anneal_steps <= self.training.steps, "adaptation.anneal_steps",
@@ -510,10 +569,36 @@ class ExperimentConfig:
         rows % parts == 0, "training.microbatches", parts,
         f"must divide the {rows} rows of a batch of length {length}",
       )  # fmt: skip
-    decodes = self.evaluation.metric != "loss"
     _require(
-      not decodes or self.data.validation.kind != "none", "evaluation.metric",
+      self.evaluation.metric == "loss" or self.data.validation.kind != "none", "evaluation.metric",
       self.evaluation.metric, "needs data.validation",
+    )  # fmt: skip
+    of_length = self.evaluation.metric.startswith("length_")
+    _require(
+      bool(self.length.weight) or not of_length, "evaluation.metric", self.evaluation.metric,
+      "needs a length head: set length.weight",
+    )  # fmt: skip
+    _require(
+      not self.length.alone or of_length, "evaluation.metric", self.evaluation.metric,
+      "only the length head is trained: choose 'length_accuracy' or 'length_loss'",
+    )  # fmt: skip
+    _require(
+      not self.length.alone or bool(self.init_from), "length.alone", True,
+      "the head needs a network under it: set init_from",
+    )  # fmt: skip
+    _require(
+      not self.length.alone or not self.lora.rank, "length.alone", True,
+      "adapters are not trained then; leave config.lora out",
+    )  # fmt: skip
+    attention, padding = self.diffusion.attention, self.data.end_padding
+    _require(
+      not self.adaptation.anneal_steps or attention in ("own", "full"), "diffusion.attention",
+      attention, "attention anneals from causal to full; tune the finished run with it instead",
+    )  # fmt: skip
+    _require(
+      attention != "blocks" or (padding > 0 and padding % self.diffusion.block_size == 0),
+      "data.end_padding", padding,
+      f"blocks of {self.diffusion.block_size} need a multiple of it, the block size itself for one",
     )  # fmt: skip
     _require(
       self.optimizer.warmup_steps < self.training.steps, "optimizer.warmup_steps",

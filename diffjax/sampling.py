@@ -21,7 +21,7 @@ from rich.progress import track
 
 from diffjax import model as models
 from diffjax.config import EvaluationConfig
-from diffjax.diffusion import generation, strategies
+from diffjax.diffusion import generation, strategies, vocabulary
 from diffjax.types import GENERATOR, Array, Denoiser, Params, UserError
 
 MASK_MARK = "░"  # a masked position in a traced step
@@ -178,9 +178,8 @@ class Sampler:
       raise UserError(f"seed = {seed} must be between 0 and 2**32 - 1")
     if return_trace and self.model.tokenizer is None:
       raise UserError("this model has no tokenizer, so it shows no trace; set return_trace=False")
-    make_strategy = functools.partial(
-      strategies.parse, strategy, num_steps=num_steps, temperature=temperature
-    )
+    make_strategy = functools.partial(strategies.parse, strategy, num_steps=num_steps)
+    draw = vocabulary.draw(temperature=temperature)
     make_strategy(canvas_size=1)  # for its checks, before any work
     frame = 2 if self.model.contract.end == "given" else 1  # <s>, and </s> where it is given
     canvases = _check_lengths(
@@ -204,10 +203,11 @@ class Sampler:
         rows,
         jax.random.key(seed, impl=GENERATOR),
         make_strategy(canvas_size=shape.canvas),
+        draw,
         keep_trace=return_trace,
       )
       decoded = jax.device_get(decoded)
-      ids = np.take_along_axis(decoded.tokens, rows.canvas, axis=1)
+      ids = decoded.tokens
       for row, member in enumerate(members):
         results[member] = self._finish(ids[row], decoded, row, canvases[member])
     return results
@@ -250,7 +250,7 @@ class Sampler:
     special = (contract.bos_id, contract.pad_id, contract.eos_id)
     ids = ids[:canvas].tolist()
     scores = decoded.scores[row, :canvas].tolist()
-    calls = int(decoded.steps[row])
+    calls = int(decoded.calls[row])
     trace = None
     if decoded.trace is not None:
       trace = [
@@ -324,6 +324,7 @@ def _decode(
   rows: _Rows,
   seed_key: Array,
   strategy: strategies.Strategy,
+  draw: vocabulary.Draw,
   *,
   bind: Callable[..., Denoiser],
   mask_id: int,
@@ -333,16 +334,13 @@ def _decode(
   """The compiled program: parameters and strategy are traced, so neither recompiles."""
   fold_all = lambda words: functools.reduce(jax.random.fold_in, words, seed_key)
   keys = jax.vmap(fold_all)(jnp.asarray(rows.key_words))
-  return generation.generate(
+  side = generation.Side(
+    bind(rows.segments, params=params),
     rows.tokens,
-    rows.canvas,
-    rows.canvas_mask,
-    keys,
-    strategy,
-    denoiser=bind(rows.segments, params=params),
-    mask_id=mask_id,
-    chunk=chunk,
-    keep_trace=keep_trace,
+    generation.Canvas(rows.canvas, rows.canvas_mask),
+  )
+  return generation.generate(
+    [side], keys, strategy, draw, mask_id=mask_id, chunk=chunk, keep_trace=keep_trace
   )
 
 

@@ -66,8 +66,24 @@ class Head(NamedTuple):
   allowed: Array  # bool[V]  False for the mask id and padding rows: never predicted, never counted
 
 
+class Cache(NamedTuple):
+  """What later positions of a row need of those that will not change again, each at its place."""
+
+  keys: Array  # [N, B, L, key heads, K]
+  values: Array  # [N, B, L, key heads, K]
+  hidden: Array  # [B, L, D]  the trunk's outputs, an output shift not undone
+  stored: Array  # bool[B, L]  which places are filled
+
+
 class Denoiser(NamedTuple):
   """A network bound to its parameters, layout, dropout keys and sharding constraints."""
 
   trunk: Callable[[Array, Array | None], Array]  # (xt int32[B, L], t or None) -> hidden [B, L, D]
   head: Head
+  # (tokens int32[B, L], stored bool[B, L]) -> Cache of these places. None, as is `extend`, where a
+  # position's keys and values depend on later ones, so that nothing can be kept.
+  prefill: Callable[[Array, Array], Cache] | None = None
+  # (tokens int32[B, Q], places int32[B, Q], real bool[B, Q], cache) -> (hidden [B, Q, D], the cache
+  # with these places stored); the Q positions see the cache and one another, as the layout orders.
+  extend: Callable[[Array, Array, Array, Cache], tuple[Array, Cache]] | None = None
+  output_shift: int = 0  # 1: output n - 1 predicts token n; undone in `trunk` and `extend`

@@ -7,15 +7,17 @@ three matmuls a chunk (logits, features' gradient, table's gradient), nothing re
 stacked.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from diffjax.types import GENERATOR, Array, Head
+from diffjax.types import GENERATOR, Array, Head, UserError
 
 
 class Shards(NamedTuple):
@@ -204,26 +206,78 @@ def _visit(
   return visit
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("temperature", "top_p", "top_k"),
+  meta_fields=("sampled", "truncated"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Draw:
+  """How tokens are drawn from the logits; the numbers are traced (see `draw`)."""
+
+  temperature: np.ndarray | Array  # float32[]  above 0
+  top_p: np.ndarray | Array  # float32[]  in (0, 1]
+  top_k: np.ndarray | Array  # int32[]  0: all
+  sampled: bool  # False: the argmax, whatever the numbers
+  truncated: bool  # whether top_p or top_k leaves anything out
+
+
+def draw(*, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Draw:
+  """The argmax at temperature 0; else samples of softmax(logits / temperature).
+
+  Args:
+    temperature: >= 0.
+    top_p: of the probability at this temperature, the smallest set of tokens that has as much; 1
+      leaves nothing out.
+    top_k: the so many likeliest tokens; 0 leaves nothing out.
+
+  Raises:
+    UserError: an illegal value.
+  """
+  if not 0 <= temperature < float("inf"):
+    raise UserError(f"temperature = {temperature} must be a number >= 0 (0 is argmax)")
+  if not 0 < top_p <= 1:
+    raise UserError(f"top_p = {top_p} must be in (0, 1] (1 leaves nothing out)")
+  if not 0 <= top_k < 2**31:
+    raise UserError(f"top_k = {top_k} must be a whole number >= 0 (0 leaves nothing out)")
+  return Draw(
+    temperature=np.float32(temperature or 1),
+    top_p=np.float32(top_p),
+    top_k=np.int32(top_k),
+    sampled=temperature > 0,
+    truncated=temperature > 0 and (top_p < 1 or top_k > 0),
+  )
+
+
+class Prediction(NamedTuple):
+  """What the network says about each position [...]; None where it was not asked for."""
+
+  tokens: Array  # int32    allowed rows
+  scores: Array  # float32  untempered log-probability of that token over the allowed rows
+  entropy: Array | None = None  # float32  nats
+  margin: Array | None = None  # float32  probability of the best token less that of the second
+
+
 def predict(
   head: Head,
   hidden: Array,
   *,
   chunk: int,
+  draw: Draw,
   keys: Array | None = None,
-  temperature: Array | float = 1.0,
-) -> tuple[Array, Array]:
+  needs: frozenset[str] = frozenset(),
+  wanted: Array | None = None,
+) -> Prediction:
   """A token for every position, and its log-probability.
 
   Args:
     head: the masked-LM head.
     hidden: [P, D], before the head's transform.
     chunk: positions whose logits exist at one time.
-    keys: a key of type GENERATOR for every position [P], to sample at `temperature`; None takes
-      the argmax.
-    temperature: of the sample, above 0.
-
-  Returns:
-    tokens int32[P], allowed rows; scores float32[P], the untempered log p(token).
+    draw: the argmax, or how to sample.
+    keys: a key of type GENERATOR for every position [P], where `draw` samples.
+    needs: which of entropy and margin to return too.
+    wanted: bool[P], positions whose prediction is used; others may hold anything. None: all.
   """
   wrap = functools.partial(jax.random.wrap_key_data, impl=GENERATOR)
   length = hidden.shape[0]
@@ -245,7 +299,7 @@ def predict(
       # mode 'high': an ordinary float32 Gumbel variable loses the right tail, that is, it makes
       # rare tokens rarer than they are.
       noise = lambda key: jax.random.gumbel(key, logits.shape[1:], mode="high")
-      noised = logits / temperature + jax.vmap(noise)(wrap(key_data))
+      noised = logits / draw.temperature + jax.vmap(noise)(wrap(key_data))
     tokens = jnp.argmax(noised, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)  # [chunk, 1]
     top = logits.max(-1, keepdims=True)  # subtracted first: scores near 0 keep their digits
@@ -253,4 +307,4 @@ def predict(
 
   key_data = None if keys is None else split(jax.random.key_data(keys))
   tokens, scores = jax.lax.map(one, (split(hidden), key_data))
-  return tokens.reshape(-1)[:length], scores.reshape(-1)[:length]
+  return Prediction(tokens.reshape(-1)[:length], scores.reshape(-1)[:length])

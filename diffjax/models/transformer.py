@@ -196,10 +196,27 @@ def evaluation_opening(length: int, openness: Array | float) -> Array:
   return open_attention(jax.random.key(0, impl=GENERATOR), length, openness)
 
 
+def answer_order(canvas: Array, segments: Array, *, attention: str, block_size: int) -> Array:
+  """int32[B, L]: 0 on prompts; on answers 1 (prefix), or 1, 2, ... by blocks of them (blocks).
+
+  Args:
+    canvas: bool[B, L], the answers' positions; those of an example are contiguous under 'blocks'.
+    segments: int32[B, L].
+    attention: 'prefix' or 'blocks'.
+    block_size: of 'blocks'.
+  """
+  if attention == "prefix":
+    return canvas.astype(jnp.int32)
+  count = jnp.cumsum(canvas, axis=1)  # of answer positions up to each, over the whole row
+  before = jax.lax.cummax(jnp.where(_starts(segments), count - canvas, 0), axis=1)
+  return jnp.where(canvas, 1 + (count - before - 1) // block_size, 0).astype(jnp.int32)
+
+
 def _contract_layout(
   segments: Array,
   contract: Contract,
   *,
+  canvas: Array | None = None,
   positions: Array | None = None,
   order: Array | None = None,
   opened: Array | None = None,
@@ -208,6 +225,12 @@ def _contract_layout(
   layout = make_layout(segments, positions=positions, order=order, opened=opened)
   if order is None and contract.attention == "causal":
     layout = layout._replace(order=layout.positions)
+  if order is None and contract.attention in ("prefix", "blocks"):
+    canvas = segments > 0 if canvas is None else canvas
+    order = answer_order(
+      canvas, segments, attention=contract.attention, block_size=contract.block_size
+    )
+    layout = layout._replace(order=order)
   if opened is None and contract.openness:
     layout = layout._replace(opened=evaluation_opening(segments.shape[1], contract.openness))
   return layout
@@ -253,6 +276,7 @@ def bind(
   config: ModelConfig,
   contract: Contract,
   compute: ComputeConfig,
+  canvas: Array | None = None,
   positions: Array | None = None,
   order: Array | None = None,
   opened: Array | None = None,
@@ -268,15 +292,19 @@ def bind(
     config: the architecture.
     contract: its attention pattern, openness, output shift and mask id hold unless given here.
     compute: precision and rematerialisation.
+    canvas: bool[B, L], the answers with their </s>, which attention 'prefix' and 'blocks' orders;
+      default: all that is no padding, as in a row without a prompt.
     positions: int32[B, L]; default: restart in every segment.
-    order: int32[B, L]; default: the contract's attention, full or causal (see Layout).
+    order: int32[B, L]; default: the contract's attention (see Layout).
     opened: bool[L, L]; default: drawn with the contract's openness by a fixed key, if any.
     dropout: a key for every row [B], or None for none.
     lora: the adapters beside the weights.
     constrain: puts the sharding of the residual stream [B, L, D] on it.
   """
   module = Transformer(config, compute, constrain, lora, contract.mask_id)
-  layout = _contract_layout(segments, contract, positions=positions, order=order, opened=opened)
+  layout = _contract_layout(
+    segments, contract, canvas=canvas, positions=positions, order=order, opened=opened
+  )
 
   def trunk(xt: Array, t: Array | None) -> Array:
     del t  # these networks are not told the time
@@ -286,11 +314,12 @@ def bind(
   def transform(head_params: Params, hidden: Array) -> Array:
     return module.apply({"params": {"head": head_params}}, hidden, method="transform")
 
-  head = params.get("head", {})
-  table = params["embedding"]["tokens"] if config.tied else head["table"]
-  bias = jnp.asarray(head["bias"], jnp.float32) if config.head_bias else jnp.zeros(len(table))
-  transforming = {name: part for name, part in head.items() if name in ("dense", "norm")}
-  return Denoiser(trunk, Head(transform, transforming, table, bias, allowed_rows(config, contract)))
+  own = params.get("head", {})
+  table = params["embedding"]["tokens"] if config.tied else own["table"]
+  bias = jnp.asarray(own["bias"], jnp.float32) if config.head_bias else jnp.zeros(len(table))
+  transforming = {name: part for name, part in own.items() if name in ("dense", "norm")}
+  head = Head(transform, transforming, table, bias, allowed_rows(config, contract))
+  return Denoiser(trunk, head, output_shift=contract.output_shift)
 
 
 def logits(denoiser: Denoiser, tokens: Array) -> Array:

@@ -77,10 +77,7 @@ class Validation:
       return None
     section = config.evaluation
     strategies.parse(
-      section.strategy,
-      num_steps=section.num_steps,
-      canvas_size=1,
-      temperature=section.temperature,
+      section.strategy, num_steps=section.num_steps, canvas_size=1
     )  # rather now than after the first thousand steps
     sharding.check_rows(section.batch_size, mesh, "config.evaluation.batch_size")
     source = sources.open_source(config.data.validation)
@@ -97,7 +94,7 @@ class Validation:
       process_count=jax.process_count(),
     )
     examples = []
-    if section.metric != "loss":
+    if section.decodes:
       kept = np.flatnonzero(lengths != plan.DROPPED)[: section.examples]
       examples = [source[int(number)] for number in kept]
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(models.Model)}

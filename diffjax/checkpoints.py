@@ -17,6 +17,7 @@ from diffjax.types import UserError
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file and default
 
 META = "meta"
+_MINIMISED = ("loss", "length_loss")  # of the metrics; all else is maximised
 
 
 class Checkpoints:
@@ -30,15 +31,16 @@ class Checkpoints:
     Args:
       directory: holds one folder a step.
       keep: so many of the newest steps survive.
-      metric: the step that is best by it survives too; "loss" is minimised, all else maximised.
+      metric: the step that is best by it survives too; losses are minimised, all else maximised.
       read_only: for a sampler, which leaves a running training's half-written steps alone.
     """
     self._directory = directory.absolute()
-    worst = float("inf") if metric == "loss" else float("-inf")
+    minimised = metric in _MINIMISED
+    worst = float("inf") if minimised else float("-inf")
     score = lambda metrics: metrics.get(metric, worst)  # a run may change its metric
     best = policies.BestN(
       get_metric_fn=score,
-      reverse=metric == "loss",
+      reverse=minimised,
       n=1,
       keep_checkpoints_without_metrics=False,
     )
@@ -46,7 +48,7 @@ class Checkpoints:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         best_fn=score,  # without it no metrics are written
-        best_mode="min" if metric == "loss" else "max",
+        best_mode="min" if minimised else "max",
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         cleanup_tmp_directories=not read_only,  # of a run that was killed while writing
         read_only=read_only,

@@ -82,10 +82,11 @@ def _describe_run(kind: str, found: models.Checkpoint) -> Description:
   weights = f"{models.CHECKPOINTS}/{found.step}"
   hashes = {weights: adapting.weights_sha256(found.directory)}
   if adapters.rank:
-    frozen, trained = lora.split(shapes)
+    run |= {f"lora.{name}": value for name, value in dataclasses.asdict(adapters).items()}
+  if meta["frozen"]:
+    frozen, trained = lora.split(shapes, length_head=config.length_classes > 0)
     kept = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, adapters.frozen_dtype)
     shapes = lora.join(jax.tree.map(kept, frozen), trained)
-    run |= {f"lora.{name}": value for name, value in dataclasses.asdict(adapters).items()}
     run["frozen"] = meta["frozen"]["resolved"]
     hashes[meta["frozen"]["path"]] = meta["frozen"]["sha256"]
   tokenizer = models.tokenizer_of_run(found.workdir, meta)

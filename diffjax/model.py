@@ -23,6 +23,7 @@ from diffjax.config import (
 )
 from diffjax.conversion import adapting, exporting, importing, leaves, native, pruning
 from diffjax.models import lora, transformer
+from diffjax.models.length_head import prompt_contract
 from diffjax.types import Array, Denoiser, Params, UserError
 
 _SHIPPED = Path(__file__).parent / "assets"  # models that come with the package, by name
@@ -88,6 +89,30 @@ class Model:
       )
     segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments)
     return transformer.logits(self.denoiser(segments), tokens)[..., : config.vocab_size]
+
+  def length_logits(self, tokens: Array, segments: Array, *, params: Params | None = None) -> Array:
+    """float32[B, classes]: class c says that c + 1 tokens answer, their </s> not counted.
+
+    Args:
+      tokens: int32[B, L], `<s> prompt` of one example a row, without answer and </s>.
+      segments: int32[B, L]; 0 is padding.
+      params: others for the same network; as for `denoiser`.
+
+    Raises:
+      UserError: the model has no length head.
+    """
+    if not self.config.length_classes:
+      raise UserError(
+        "this model has no length head; train one over it (configs/length_head.py), or give lengths"
+      )
+    return transformer.length_logits(
+      self.params if params is None else params,
+      segments,
+      tokens,
+      config=self.config,
+      contract=prompt_contract(self.contract),
+      compute=self.compute,
+    )
 
   def meta(self) -> dict[str, Any]:
     """The plain values that a checkpoint keeps beside the parameters."""
@@ -259,28 +284,30 @@ def _load_run(found: Checkpoint, compute: ComputeConfig, *, on_host: bool) -> Mo
   contract = contract_from_dict(meta["contract"])
   adapters = lora_config_from_dict(meta["lora"])
   trained = transformer.shapes(config, adapters)
-  if adapters.rank:
-    trained = lora.split(trained)[1]
+  if meta["frozen"]:
+    trained = lora.split(trained, length_head=True)[1]
   target = jax.tree.map(functools.partial(_with_sharding, sharding=_one_device()), trained)
   item = "ema_params" if "ema_params" in meta["items"] else "params"
   with checkpoints.Checkpoints(found.workdir / CHECKPOINTS, read_only=True) as saved:
     params = saved.restore(found.step, {item: target})[item]
-  if adapters.rank:
-    params = _merged(found, params, adapters)
+  if meta["frozen"]:
+    params = _completed(found, params, adapters)
     if not on_host:
       params = _placed(params)
   tokenizer = tokenizer_of_run(found.workdir, meta)
   return Model(config, contract, params, tokenizer, compute, meta["family"])
 
 
-def _merged(found: Checkpoint, trained: Params, adapters: LoraConfig) -> Params:
-  """The frozen weights that a run's adapters were trained beside, with the adapters in them."""
+def _completed(found: Checkpoint, trained: Params, adapters: LoraConfig) -> Params:
+  """The frozen weights that a run trained beside, its adapters merged in, with its length head."""
   _, base = frozen_weights(found.meta, load_config(found.workdir / CONFIG_FILE))
-  return adapting.merge_adapters(base, trained, adapters)
+  params = adapting.merge_adapters(base, trained, adapters) if adapters.rank else base
+  head = trained.get("length_head")
+  return {**params, "length_head": jax.tree.map(leaves.as_leaf, head)} if head else params
 
 
 def frozen_weights(meta: Mapping[str, Any], experiment: ExperimentConfig) -> tuple[Path, Params]:
-  """Where the frozen weights of a run with adapters lie, and what it has of them, as Leafs.
+  """Where the frozen weights of a run lie, and what it has of them, as Leafs.
 
   Args:
     meta: of one of its checkpoints.

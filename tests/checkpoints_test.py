@@ -33,10 +33,11 @@ def test_keeps_the_newest_and_the_best(tmp_path):
     assert saved.meta(2) == {"note": 2, "items": ["params"]}
 
 
-def test_the_lowest_loss_is_the_best(tmp_path):
-  with Checkpoints(tmp_path, keep=1, metric="loss") as saved:
+@pytest.mark.parametrize("metric", ["loss", "length_loss"])
+def test_the_lowest_loss_is_the_best(tmp_path, metric):
+  with Checkpoints(tmp_path, keep=1, metric=metric) as saved:
     for step, loss in ((1, 0.5), (2, 0.4), (3, 0.6)):
-      saved.save(step, {"params": tree(step)}, {}, {"loss": loss})
+      saved.save(step, {"params": tree(step)}, {}, {metric: loss})
     saved._manager.wait_until_finished()
     assert saved.best() == 2
 

@@ -1,5 +1,6 @@
 """Configs are refused with the field's name, the nearest one, and the legal values."""
 
+import functools
 import subprocess
 import sys
 
@@ -61,6 +62,8 @@ DATA = [
   ({"buckets": (16, 32)}, "data.buckets", "max_length 512"),
   ({"buckets": "16"}, "data.buckets", "tuple"),
   ({"batch_size": 100, "batch_unit": "tokens"}, "data.batch_size", "one row of 512"),
+  ({"end_padding": -1}, "data.end_padding", ">= 0"),
+  ({"prompt_dropout": 1.0}, "data.prompt_dropout", "[0, 1)"),
 ]
 SIZES = {"width": 64, "layers": 3, "heads": 8, "ffn_width": 8}
 MODEL = [
@@ -72,7 +75,7 @@ MODEL = [
   ({"window": 4}, "model.global_every", ">= 2 where layers are local"),
   ({"global_every": 2}, "model.global_every", "window = 0"),
   ({"first_attention_norm": False}, "model.first_attention_norm", "norm 'pre'"),
-  ({"length_classes": 9}, "model.length_classes", "imported"),
+  ({"length_classes": 9}, "model.length_classes", "set length.classes"),
 ]
 LORA = [
   ({"rank": -1}, "lora.rank", ">= 0"),
@@ -97,6 +100,39 @@ REFUSED += [
       "data": {**MINIMAL["data"], "tokenizer": "t"},
     },
     "lora.rank", "init_from",
+  ),
+]  # fmt: skip
+HELD_OUT = {**MINIMAL["data"], "validation": {"kind": "jsonl", "path": "v.jsonl"}}
+ALONE = {"length": {"weight": 1.0, "alone": True}, "data": HELD_OUT}
+BY_LENGTH = {"evaluation": {"metric": "length_loss"}}
+REFUSED += [
+  ({"length": {"weight": -1.0}}, "length.weight", ">= 0"),
+  ({"length": {"classes": 9}}, "length.classes", "length.weight too"),
+  ({"length": {"alone": True}}, "length.alone", "length.weight too"),
+  ({**BY_LENGTH, "data": HELD_OUT}, "evaluation.metric", "set length.weight"),
+  (ALONE, "evaluation.metric", "choose 'length_accuracy' or 'length_loss'"),
+  ({**ALONE, **BY_LENGTH, "lora": {"rank": 2}}, "length.alone", "leave config.lora out"),
+  (
+    {
+      **ALONE, **BY_LENGTH, "init_from": "", "model": SIZES,
+      "data": {**HELD_OUT, "tokenizer": "t"},
+    },
+    "length.alone", "set init_from",
+  ),
+]  # fmt: skip
+PREFIX = {"attention": "prefix"}
+BLOCKS = {"attention": "blocks", "block_size": 8}
+REFUSED += [
+  ({"diffusion": {"attention": "blocks"}}, "diffusion.block_size", "needs one >= 1"),
+  ({"diffusion": {"block_size": 8}}, "diffusion.block_size", "set 0"),
+  ({"diffusion": BLOCKS}, "data.end_padding", "multiple"),
+  (
+    {"diffusion": BLOCKS, "data": {**MINIMAL["data"], "end_padding": 12}},
+    "data.end_padding", "blocks of 8",
+  ),
+  (
+    {"diffusion": PREFIX, "adaptation": {"anneal_steps": 4}},
+    "diffusion.attention", "tune the finished run",
   ),
 ]  # fmt: skip
 REFUSED += [({"data": {"train": source}}, name, hint) for source, name, hint in SOURCES]
@@ -186,6 +222,23 @@ def test_only_causal_attention_is_open_in_part_and_a_mask_may_be_missing():
     c.Contract(**ids, mask_id=3, openness=0.5).check(10)
   with pytest.raises(UserError, match="output_shift = 2"):
     c.Contract(**ids, mask_id=3, output_shift=2).check(10)
+
+
+def test_blocks_and_ends_of_a_contract_go_together():
+  contract = functools.partial(c.Contract, bos_id=0, pad_id=1, eos_id=2, mask_id=3)
+  blocks = functools.partial(contract, attention="blocks", block_size=4, end="predicted")
+  contract(end="predicted", end_padding=6).check(10)
+  blocks(end_padding=8).check(10)
+  for faulty, message in (
+    (contract(block_size=4), "block_size = 4 with attention 'full'"),
+    (blocks(block_size=0), "block_size = 0 with attention 'blocks'"),
+    (contract(end_padding=6), "end_padding = 6 with end 'given'"),
+    (blocks(end_padding=6), "end_padding = 6 with blocks of 4"),
+    (blocks(end="given"), "blocks of 4"),
+  ):
+    with pytest.raises(UserError, match=message) as error:
+      faulty.check(10)
+    assert "\n" not in str(error.value)
 
 
 def test_divisors_of_nonsense_are_found_at_once():

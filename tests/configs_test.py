@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffjax import model as models
 from diffjax import sharding
 from diffjax.config import Contract, MeshConfig, config_from_dict, flatten, load_config
 from diffjax.data import features, pipeline, plan, sources
 from diffjax.models import architectures, lora, transformer
-from diffjax.training import loop, optimizer, state, step
+from diffjax.training import adaptation, length, loop, optimizer, start, state, step
 from diffjax.types import Batch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -22,7 +23,14 @@ VARIANTS = [
   "multi30k_de_en.py:base", "adapt_roberta.py:base", "adapt_roberta.py:large",
   "adapt_modernbert.py:base", "adapt_modernbert.py:large", "adapt_gpt2.py:small",
   "adapt_gpt2.py:medium", "adapt_llama3.py:full", "adapt_llama3.py:lora",
+  "length_head.py:quickstart", "length_head.py:multi30k",
+  "decoding_benchmark.py:8000-full", "decoding_benchmark.py:64000-prefix",
 ]  # fmt: skip
+# The config of the run that a config goes over.
+UNDER = {
+  "length_head.py:quickstart": "quickstart_instruct.py",
+  "length_head.py:multi30k": "multi30k_de_en.py:small",
+}
 # The architecture that a config finds in its `init_from`, at full size.
 ARCHITECTURES = {
   "adapt_roberta.py:base": "roberta-base", "adapt_roberta.py:large": "roberta-large",
@@ -45,18 +53,24 @@ def test_builds_and_shards(name):
     # A mask of its own may be one row more.
     architecture = dataclasses.replace(architecture, vocab_size=architecture.vocab_size + 1)
   else:
-    architecture = dataclasses.replace(config.model, vocab_size=4000)
+    under = load_config(CONFIGS / UNDER.get(name, name))
+    architecture = dataclasses.replace(under.model, vocab_size=4000)
+    assert config.data.max_length <= architecture.max_positions
+    assert config.data.train == under.data.train
+  model = models.Model(architecture, CONTRACT, None, None)
+  architecture = length.with_head(config, model).model.config
   model = transformer.shapes(architecture, config.lora)
-  trained = lora.split(model)[1] if config.lora.rank else model
+  trained = lora.split(model, length_head=True)[1] if start.freezes(config) else model
   update = optimizer.make(config.optimizer, steps=config.training.steps)
   create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   sharding.shardings(jax.eval_shape(create, trained), mesh)
   sharding.shardings(model, mesh)
-  assert loop.make_objective(config).num_timesteps == config.diffusion.num_timesteps
+  objective = loop.make_objective(config, CONTRACT)
+  assert objective.num_timesteps == config.diffusion.num_timesteps
   halves = sharding.make_mesh(MeshConfig(data=2, tensor=4))
-  for length in config.data.lengths:
-    rows = config.data.rows(length) // config.training.microbatches
+  for row_length in config.data.lengths:
+    rows = config.data.rows(row_length) // config.training.microbatches
     sharding.check_rows(rows, halves, "a microbatch")
 
 
@@ -138,6 +152,11 @@ CHANGES = {
   },
   "diffusion.coupled": {"diffusion.coupled": False},
   "diffusion.label_smoothing": {"diffusion.label_smoothing": 0.1},
+  "diffusion.attention": {"diffusion.attention": "prefix"},
+  "diffusion.block_size": {"diffusion.block_size": 4},
+  "length.weight": {"length.weight": 0.5},
+  "length.classes": {"length.classes": 9},
+  "length.alone": {"length.alone": True},
   "optimizer.learning_rate": {"optimizer.learning_rate": 1e-3},
   "optimizer.beta1": {"optimizer.beta1": 0.5},
   "optimizer.beta2": {"optimizer.beta2": 0.5},
@@ -159,6 +178,8 @@ CHANGES = {
   "data.train.kind": {"data.train.kind": "generator_text", "data.max_length": 64},
   "data.train.limit": {"data.train.limit": 50},
   "data.train.split": {"data.train.split": "test"},
+  "data.end_padding": {"data.end_padding": 4},
+  "data.prompt_dropout": {"data.prompt_dropout": 0.5},
 }  # fmt: skip
 # With these set beside both, so that the field alone makes the difference.
 ROTARY = {"model.positions": "rotary", "model.max_positions": 40}
@@ -167,6 +188,13 @@ STRETCHED = ROTARY | {
 }  # fmt: skip
 LOCAL = {"model.layers": 3, "model.window": 4, "model.global_every": 2}
 ADAPTED = {"init_from": "w", "lora.rank": 2}
+BLOCKS = {
+  "diffusion.attention": "blocks", "diffusion.block_size": 8, "data.end_padding": 8,
+}  # fmt: skip
+MEASURED = {
+  "init_from": "w", "length.weight": 1.0, "evaluation.metric": "length_loss",
+  "data.validation.kind": "generator", "data.validation.limit": 8,
+}  # fmt: skip
 CONTEXT = {
   "model.rotary.theta": ROTARY,
   "model.rotary.local_theta": ROTARY | LOCAL,
@@ -185,6 +213,9 @@ CONTEXT = {
   "diffusion.mask_ratio": {
     "diffusion.times": "fixed", "diffusion.mask_ratio": 0.5, "diffusion.coupled": False,
   },
+  "diffusion.block_size": BLOCKS,
+  "length.classes": {"length.weight": 1.0},
+  "length.alone": MEASURED,
   "optimizer.warmup": {"optimizer.warmup_steps": 4},
   "training.steps": {"optimizer.decay": "linear"},
   "data.train.kind": {"data.max_length": 64},
@@ -225,20 +256,27 @@ def build(changes):
 
 def traced_step(config) -> str:
   """The jaxpr of the whole training step, with its constants' shapes and its settings."""
-  model = config.model
+  contract = adaptation.trained_contract(config, CONTRACT)
+  whole = models.Model(config.model, contract, None, None)
+  whole = length.with_head(config, whole).model
+  model = whole.config
   update = optimizer.make(config.optimizer, steps=config.training.steps)
   bind = functools.partial(
-    transformer.bind, config=model, contract=CONTRACT, compute=config.compute, lora=config.lora
+    transformer.bind, config=model, contract=contract, compute=config.compute, lora=config.lora
   )
   full = transformer.shapes(model, config.lora)
-  frozen, trained = lora.split(full) if config.lora.rank else ({}, full)
+  frozen, trained = ({}, full)
+  if start.freezes(config):
+    frozen, trained = lora.split(full, length_head=True)
   frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.lora.frozen_dtype), frozen)
   loss = functools.partial(
-    step.loss_sums, bind=bind, objective=loop.make_objective(config), mask_id=CONTRACT.mask_id,
-    chunk=config.compute.vocabulary_chunk, shards=None, train=True,
+    step.loss_sums, bind=bind, objective=loop.make_objective(config, contract),
+    mask_id=CONTRACT.mask_id, chunk=config.compute.vocabulary_chunk, shards=None, train=True,
   )  # fmt: skip
   train_step = functools.partial(
-    step.train_step, loss=loss, optimizer=update,
+    step.train_step, loss=None if config.length.alone else loss, optimizer=update,
+    length=loop.make_length_loss(config, whole) if config.length.weight else None,
+    length_weight=config.length.weight,
     learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
     microbatches=config.training.microbatches,
     ema_decay=config.optimizer.ema_decay,
@@ -256,13 +294,14 @@ def traced_step(config) -> str:
 
 def planned_batches(config) -> bytes:
   tokenizer = WordTokenizer()
+  contract = adaptation.trained_contract(config, CONTRACT)
   source = sources.open_source(config.data.train)
   lengths = plan.length_index(
-    source, tokenizer, CONTRACT, max_length=config.data.max_length,
+    source, tokenizer, contract, max_length=config.data.max_length,
     too_long=config.data.too_long, cache_dir=None,
   )  # fmt: skip
   chosen = plan.Plan(lengths, config.data, config.seed)
-  read = pipeline.batches(source, tokenizer, CONTRACT, chosen, data=config.data, start=0, stop=3)
+  read = pipeline.batches(source, tokenizer, contract, chosen, data=config.data, start=0, stop=3)
   return b"".join(np.asarray(part).tobytes() for batch in read for part in batch)
 
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from diffjax.cli import main, quickstart
+from diffjax.cli import decoding, main, quickstart
 from diffjax.config import flatten, load_config
-from diffjax.diffusion import strategies
+from diffjax.diffusion.strategies.reparam import masked_counts
+from diffjax.sampling import settings_of
 from diffjax.types import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("README.md")]
 SHELLS = ("bash", "sh", "shell", "console")
 SECTIONS = (
-  "model", "compute", "mesh", "data", "diffusion", "adaptation", "lora", "optimizer", "training",
+  "model", "compute", "mesh", "data", "diffusion", "adaptation", "lora", "length", "optimizer", "training",
   "evaluation",
 )  # fmt: skip
 
@@ -86,11 +87,10 @@ def test_every_command_parses_and_its_config_loads(where, words, monkeypatch):
   elif words[0] == "quickstart":
     load_config(quickstart._CONFIG, arguments.set)
   elif words[0] in ("sample", "evaluate"):
-    steps = [int(number) for number in str(arguments.num_steps).split(",")]
+    given = decoding.given(arguments)
+    steps = str(given.pop("num_steps", None) or 10).split(",")
     for number in steps:
-      strategies.parse(
-        arguments.strategy, num_steps=number, canvas_size=1, temperature=arguments.temperature
-      )
+      settings_of(arguments.preset, **given, num_steps=int(number))
 
 
 def test_every_command_has_an_example():
@@ -100,7 +100,7 @@ def test_every_command_has_an_example():
 @pytest.mark.parametrize(
   "wrong",
   [
-    "diffjax sample --model=x",  # no length
+    "diffjax sample --length=3",  # no model
     "pip install . && diffjax train --config=c.py --workdir=w --confg.seed=1",
     "A=1 diffjax evaluate \\\n  --model=x --splt=test",
   ],
@@ -209,5 +209,5 @@ def test_error_examples_are_what_is_printed(monkeypatch):
 def test_the_example_of_counts_is_what_the_sampler_uses(schedule):
   text = (ROOT / "docs/decoding.md").read_text()
   (shown,) = re.findall(rf"^{schedule} +([\d ]+)$", text, re.MULTILINE)
-  counts = strategies.masked_counts(schedule, 10, 40)[:, 40]
+  counts = masked_counts(schedule, 10, 40)[:, 40]
   assert [int(number) for number in shown.split()] == counts.tolist()

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "diffjax"
 LAYERS = (
   {"types"},
   {"config"},
-  {"models", "diffusion", "tokenizers"},
+  {"models", "diffusion", "tokenizers", "similarity"},
   {"data", "sharding", "checkpoints", "conversion"},
   {"model"},
   {"sampling", "inspection"},

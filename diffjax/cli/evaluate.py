@@ -1,8 +1,11 @@
-"""`diffjax evaluate`: decodes a run's held-out examples at gold length and prints the scores."""
+"""`diffjax evaluate`: decodes a run's held-out examples and prints the scores."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
+
+from diffjax.cli import decoding
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,13 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="a run, or a checkpoint of it; its config names the data",
   )
   parser.add_argument("--split", choices=("validation", "test"), default="test")
-  parser.add_argument("--num-steps", default="10", help="decoding steps, one table for each: 10,50")
-  parser.add_argument("--strategy", default="reparam-uncond-deterministic-cosine")
-  parser.add_argument("--temperature", type=float, default=0.0, help="0 is argmax")
+  parser.add_argument(
+    "--num-steps", default="", help="decoding steps, one table for each, such as 10,50 (default 10)"
+  )
+  parser.add_argument(
+    "--length",
+    choices=("gold", "predicted"),
+    default="gold",
+    help="of the canvas: the gold target's, or what the model predicts",
+  )
   parser.add_argument("--limit", type=int, default=0, help="the first so many examples; 0 is all")
   parser.add_argument("--batch-size", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--output", type=Path, help="write hypotheses and scores as JSON")
+  decoding.add_options(parser, without=("num_steps",))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,19 +65,30 @@ def run(arguments: argparse.Namespace) -> None:
   kept = [number for number, length in enumerate(lengths) if length >= 0]
   examples = [source[number] for number in kept[: arguments.limit or None]]
   print(
-    f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, gold length"
+    f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, "
+    f"{arguments.length} length"
   )
   sampler = Sampler(model)
   results = []
+  given = decoding.given(arguments)
+  given.pop("num_steps", None)
   for num_steps in steps:
+    chosen = given | ({"num_steps": num_steps} if num_steps else {})
+    settings = sampler.settings(arguments.preset, **chosen)
     report = tasks.evaluate(
-      sampler, examples, num_steps=num_steps, strategy=arguments.strategy,
-      temperature=arguments.temperature, batch_size=arguments.batch_size, seed=arguments.seed,
-      max_length=config.data.max_length, too_long=config.data.too_long, progress="decoding",
+      sampler, examples, gold_length=arguments.length == "gold", preset=arguments.preset,
+      batch_size=arguments.batch_size, seed=arguments.seed, max_length=config.data.max_length,
+      too_long=config.data.too_long, progress="decoding", **chosen,
     )  # fmt: skip
-    tables.show_scores(f"{num_steps} steps, {arguments.strategy}", {"": report})
+    title = f"{settings.num_steps} steps, {settings.strategy}"
+    tables.show_scores(f"{title}, {report.network_calls:.1f} network calls", {"": report})
     results.append(
-      {"num_steps": num_steps, "scores": report.scores, "hypotheses": report.hypotheses}
+      {
+        "settings": dataclasses.asdict(settings),
+        "scores": report.scores,
+        "network_calls": report.network_calls,
+        "hypotheses": report.hypotheses,
+      }
     )
   print(f"BLEU: {report.bleu_signature}")
   if arguments.output:
@@ -75,9 +96,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}")
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> list[int | None]:
   from diffjax.types import UserError
 
+  if not text:
+    return [None]  # the preset's
   try:
     numbers = [int(part) for part in text.split(",")]
   except ValueError:

@@ -3,77 +3,156 @@
 import argparse
 import dataclasses
 import json
-import math
-import os
-import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from diffjax.config import EvaluationConfig
+from diffjax.cli import decoding
+from diffjax.cli.answer_file import AnswerFile
+from diffjax.cli.terminal_trace import animate, print_trace
 from diffjax.types import UserError
 
 if TYPE_CHECKING:
-  from diffjax.sampling import Generation
+  from diffjax.sampling import Generation, Sampler
+
+_PAGE = Path("trace.html")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Declares the command's arguments."""
-  defaults = EvaluationConfig()
   parser.add_argument("--model", required=True, help="a run, a checkpoint or a model directory")
-  parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+  parser.add_argument(
+    "--prompt",
+    action="append",
+    default=[],
+    help="may be given several times; without prompts, a terminal starts a conversation",
+  )
   parser.add_argument(
     "--file", type=Path, help='prompts: .jsonl with {"inputs": ...} a line, else text, one a line'
   )
-  parser.add_argument("--output", type=Path, help="write answers as JSON lines instead of printing")
-  parser.add_argument("--length", type=int, required=True, help="tokens to generate")
-  parser.add_argument("--num-steps", type=int, default=defaults.num_steps)
   parser.add_argument(
-    "--strategy",
-    default=defaults.strategy,
-    help="reparam-<cond|uncond>-<deterministic|stochastic<z>>-<linear|cosine>",
+    "--output",
+    type=Path,
+    help="write answers as JSON lines instead of printing; the same command goes on after a stop",
   )
-  parser.add_argument("--temperature", type=float, default=defaults.temperature, help="0: argmax")
+  parser.add_argument(
+    "--length", type=int, help="tokens to generate; without it the model predicts how many"
+  )
+  decoding.add_options(parser)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
-  parser.add_argument("--trace", action="store_true", help="print the canvas after every step")
+  parser.add_argument("--batch-size", type=int, default=32, help="rows computed at a time")
+  parser.add_argument(
+    "--strict", action="store_true", help="answers bit-equal whatever else is in the list; slower"
+  )
+  parser.add_argument(
+    "--trace",
+    nargs="?",
+    const="terminal",
+    choices=("terminal", "html"),
+    help="show the canvas after every step, here or in one HTML page",
+  )
+  parser.add_argument(
+    "--trace-output", type=Path, help=f"where --trace html writes its page; default {_PAGE}"
+  )
 
 
 def run(args: argparse.Namespace) -> None:
-  """Generates, then prints or writes. Raises UserError."""
-  from diffjax.cli import tables
-  from diffjax.sampling import Sampler
-
+  """Generates, then prints, shows or writes. Raises UserError."""
   prompts = list(args.prompt)
   if args.file is not None:
     prompts += read_prompts(args.file)
+  page = _page_path(args)
+  console = Console(highlight=False, soft_wrap=True)
   if not prompts:
-    raise UserError("no prompt given; use --prompt TEXT or --file PATH")
+    return _converse(args, console)
+
   if args.output is not None and not args.output.parent.is_dir():
     raise UserError(f"--output {args.output}: the folder does not exist; make it first")
-  sampler = Sampler.load(args.model)
-  tables.warn_of_openness(sampler.model)
-  answers = sampler.generate(
-    prompts,
-    lengths=args.length,
-    num_steps=args.num_steps,
-    strategy=args.strategy,
-    temperature=args.temperature,
-    seed=args.seed,
-    batch_size=args.batch_size,
-    return_trace=args.trace,
-    progress="decoding",
-  )
-  console = Console(highlight=False, soft_wrap=True)
+  sampler, changes = _load(args)
+  settings = sampler.settings(args.preset, **changes)
+  options = {"seed": args.seed, "strict": args.strict, "batch_size": args.batch_size}
+  options |= {"lengths": args.length} | dataclasses.asdict(settings)
+  trace = args.trace is not None
+  if args.output is None:
+    progress = "decoding" if console.is_terminal else ""  # else it would be among the answers
+    answers = sampler.generate(prompts, return_trace=trace, progress=progress, **options)
+  else:
+    file = AnswerFile(args.output, prompts, {"model": str(Path(args.model).resolve())} | options)
+    first = file.done
+    rows_each = settings.length_beam * settings.num_samples
+    answers = answer_into(file, sampler, prompts, options, rows_each=rows_each, return_trace=trace)
+    prompts = prompts[first:] if trace else []
+    console.print(f"{args.output}: {file.done - first} answers added, {file.done} in all")
   for prompt, answer in zip(prompts, answers, strict=True):
-    if args.trace:
-      print_trace(console, prompt, answer)
+    if args.trace == "terminal":
+      (animate if console.is_terminal else print_trace)(console, prompt, answer)
     elif args.output is None:
       console.print(Text(answer.text))
-  if args.output is not None:
-    write_answers(args.output, prompts, answers)
+  if page is not None and answers:
+    from diffjax.cli import trace_page
+
+    text = trace_page.page(answers, prompts, caption=f"{args.model} · {settings.strategy}")
+    _write_page(page, text)
+    console.print(f"wrote {page}; open it in a browser")
+  return None
+
+
+def answer_into(
+  file: AnswerFile,
+  sampler: "Sampler",
+  prompts: list[str],
+  options: dict[str, Any],
+  *,
+  rows_each: int = 1,
+  return_trace: bool = False,
+) -> list["Generation"]:
+  """Answers the prompts that have no answer in the file, into it, one batch after the other.
+
+  The batches are the same wherever an earlier run stopped, and so are the answers.
+
+  Args:
+    file: made for these prompts.
+    sampler: the model's.
+    prompts: all of them.
+    options: of Sampler.generate.
+    rows_each: candidates of a prompt, each of which is a row of a batch.
+    return_trace: whether the answers are returned, with their traces.
+
+  Returns:
+    With `return_trace`, the answers that were made here; else nothing.
+
+  Raises:
+    UserError: as Sampler.generate; the answers of earlier batches are then in the file.
+  """
+  kept = []
+  size = max(1, options["batch_size"] // rows_each)
+  columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+  console = Console(stderr=True)
+  shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+  with shown as progress:
+    bar = progress.add_task("decoding", total=len(prompts), completed=file.done)
+    for start in range(0, len(prompts), size):
+      if start + size <= file.done or file.done == len(prompts):
+        continue
+      batch = prompts[start : start + size]
+      # A row's noise counts the equal prompts before it, those of earlier batches too.
+      repeated = set(batch)
+      earlier = [prompt for prompt in prompts[:start] if prompt in repeated]
+      try:
+        answers = sampler.generate(earlier + batch, return_trace=return_trace, **options)
+      except UserError as error:
+        among = f"among prompts {start + 1} to {start + len(batch)}: " if start else ""
+        raise UserError(f"{among}{error}") from None
+      new = answers[len(earlier) + file.done - start :]
+      file.append(new)
+      progress.update(bar, completed=file.done)
+      if return_trace:
+        kept += new
+  return kept
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -106,31 +185,45 @@ def _read_line(line: bytes, where: str, suffix: str) -> str:
   return text
 
 
-def print_trace(console: Console, prompt: str, answer: "Generation") -> None:
-  """Prints the canvas after every step, masks dim."""
-  from diffjax.sampling import MASK_MARK
+def _load(args: argparse.Namespace) -> tuple["Sampler", dict[str, Any]]:
+  """The model, and the settings that were given, which are checked before it is read."""
+  from diffjax.cli import tables
+  from diffjax.sampling import Sampler, settings_of
 
-  console.print(Text(prompt, style="bold"))
-  for number, step in enumerate(answer.trace, 1):
-    line = Text(f"{number:4d}  ", style="dim")
-    for piece in re.split(f"({MASK_MARK})", step):
-      line.append(piece, style="dim" if piece == MASK_MARK else "not dim")
-    console.print(line)
-  console.print(Text.assemble(("   =  ", "dim"), (answer.text, "green")))
+  changes = decoding.given(args)
+  settings_of(args.preset, **changes)
+  sampler = Sampler.load(args.model)
+  tables.warn_of_openness(sampler.model)
+  return sampler, changes
 
 
-def write_answers(path: Path, prompts: list[str], answers: list["Generation"]) -> None:
-  """One JSON object a line; the file appears only when it is complete."""
-  unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+def _converse(args: argparse.Namespace, console: Console) -> None:
+  """Reads prompts from the terminal, if there is one. Raises UserError."""
+  if not (sys.stdin.isatty() and console.is_terminal):
+    raise UserError("no prompt given; use --prompt TEXT or --file PATH")
+  for name, value in (("--output", args.output), ("--trace html", args.trace == "html")):
+    if value:
+      raise UserError(f"{name} is not for a conversation; give --prompt TEXT or --file PATH too")
+
+  from diffjax.cli.interactive import Conversation
+
+  sampler, changes = _load(args)
+  Conversation(sampler, console, changes, args.preset, args.length, args.seed).run()
+
+
+def _page_path(args: argparse.Namespace) -> Path | None:
+  if args.trace != "html":
+    if args.trace_output is not None:
+      raise UserError(f"--trace-output {args.trace_output} is for --trace html; give that too")
+    return None
+  path = args.trace_output or _PAGE
+  if not path.parent.is_dir():
+    raise UserError(f"--trace-output {path}: the folder does not exist; make it first")
+  return path
+
+
+def _write_page(path: Path, text: str) -> None:
   try:
-    with unfinished.open("w", encoding="utf-8") as file:
-      for prompt, answer in zip(prompts, answers, strict=True):
-        record = {"prompt": prompt} | dataclasses.asdict(answer)
-        if not math.isfinite(answer.score):
-          record["score"] = None  # no text at all; JSON has no infinity
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    unfinished.replace(path)
+    path.write_text(text, encoding="utf-8")
   except OSError as error:
-    raise UserError(f"--output {path}: {error.strerror}; give a path that can be written") from None
-  finally:
-    unfinished.unlink(missing_ok=True)
+    raise UserError(f"--trace-output {path}: {error.strerror}; give a path to write to") from None

@@ -42,6 +42,7 @@ class _MakeBatch(grain.transforms.Map):
       self._tokenizer,
       self._contract,
       selection.examples[index],
+      selection.prompted[index],
       index,
       selection.length,
       self._data,
@@ -120,7 +121,8 @@ def evaluation_batches(
   index = _share(batch_size, process_index, process_count)
   for start in range(0, len(kept), batch_size):
     examples = kept[start : start + batch_size][index[0] : index[-1] + 1]
-    yield _batch(source, tokenizer, contract, examples, index, data.max_length, data)
+    prompted = np.ones(len(examples), bool)
+    yield _batch(source, tokenizer, contract, examples, prompted, index, data.max_length, data)
 
 
 def _share(rows: int, process_index: int, process_count: int) -> np.ndarray:
@@ -138,13 +140,18 @@ def _batch(
   tokenizer: Tokenizer,
   contract: Contract,
   examples: np.ndarray,
+  prompted: np.ndarray,
   index: np.ndarray,
   length: int,
   data: DataConfig,
 ) -> Batch:
-  encode = lambda number: features.encode(
-    source[int(number)], tokenizer, contract, max_length=data.max_length, too_long=data.too_long
-  )
-  rows = [encode(number) for number in examples]
+  def encode(number: int, prompted: bool) -> features.Row | None:
+    example = source[int(number)]
+    return features.encode(
+      example if prompted else example._replace(inputs=""), tokenizer, contract,
+      max_length=data.max_length, too_long=data.too_long,
+    )  # fmt: skip
+
+  rows = [encode(*which) for which in zip(examples, prompted, strict=True)]
   rows += [None] * (len(index) - len(rows))
   return Batch(*features.pad(rows, length=length, pad_id=contract.pad_id), index)

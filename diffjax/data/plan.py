@@ -20,6 +20,7 @@ from diffjax.tokenizers import Tokenizer
 from diffjax.types import UserError
 
 DROPPED = -1  # in a length index
+_PROMPTS = 1  # the purpose of a draw beside (seed, number); 0 would be no third number at all
 
 
 class Selection(NamedTuple):
@@ -27,6 +28,7 @@ class Selection(NamedTuple):
 
   examples: np.ndarray  # int64[B]
   length: int
+  prompted: np.ndarray  # bool[B]  False where the row goes without its prompt
 
 
 class Counts(NamedTuple):
@@ -67,7 +69,7 @@ def length_index(
   Raises:
     UserError: a record cannot be read.
   """
-  identity = [source.fingerprint, tokenizer.sha256, max_length, too_long]
+  identity = [source.fingerprint, tokenizer.sha256, max_length, too_long, contract.end_padding]
   name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
   file = cache_dir / f"lengths-{name}.npy" if cache_dir else None
   if file and file.is_file():
@@ -128,14 +130,19 @@ class Plan:
 
   def batch(self, number: int) -> Selection:
     """The examples of batch `number` = 0, 1, ..., whatever was asked for before."""
-    number, place = divmod(number, self.batches_per_epoch)
+    epoch_number, place = divmod(number, self.batches_per_epoch)
     epoch = self._latest  # read once: another thread may be replacing it
-    if epoch is None or epoch.number != number:
-      epoch = self._latest = self._shuffle(number)
+    if epoch is None or epoch.number != epoch_number:
+      epoch = self._latest = self._shuffle(epoch_number)
     bucket, start = epoch.starts[place]
     length = self._data.lengths[bucket]
     examples = epoch.shuffled[bucket][start : start + self._data.rows(length)]
-    return Selection(examples, length)
+    return Selection(examples, length, self._prompted(number, len(examples)))
+
+  def _prompted(self, number: int, rows: int) -> np.ndarray:
+    """Which rows keep their prompt: all but a share that is drawn by (seed, number, row)."""
+    random = np.random.default_rng((self._seed, number, _PROMPTS))
+    return random.random(rows) >= self._data.prompt_dropout
 
   def _shuffle(self, number: int) -> _Epoch:
     random = np.random.default_rng((self._seed, number))

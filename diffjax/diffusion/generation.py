@@ -94,7 +94,8 @@ def fill(
     end_id: a token that ends its row: once it is revealed, neither it nor what is behind it is
       written again; None: none does.
     keep_trace: whether every step is returned; static.
-    on_step: called on the host after every step with a Trace of it alone, without the axis S'.
+    on_step: called while tracing with a Trace of one step, without the axis S'; what hands it to
+      the host is an io_callback of the caller's.
     shown: what a step's trace is turned into before it is kept or handed out.
   """
   shape = canvas.real.shape
@@ -125,14 +126,15 @@ def fill(
     active = ~state.done & ~strategy.waits(state, **arguments)
     asking = active & carry.stale
     seen = jax.lax.cond(asking.any(), lambda: look(state, noise), lambda: carry.seen)
-    prediction = project(seen, state.masked, noise) if draw.sampled else seen
+    here = state.masked & active[:, None]
+    prediction = project(seen, here, noise) if draw.sampled else seen
     stepped = strategy.step(state, prediction, **arguments)
     stepped = jax.tree.map(lambda old, new: _where_rows(active, new, old), state, stepped)
     stepped, left = _end_rows(stepped, carry.canvas, end_id)
     changed = (stepped.masked != state.masked) | (stepped.tokens != state.tokens) & ~stepped.masked
     one = shown(Trace(stepped.tokens, stepped.masked, stepped.scores, active))
     if on_step is not None:
-      jax.experimental.io_callback(on_step, None, one, ordered=True)
+      on_step(one)
     trace = carry.trace
     if trace is not None:
       trace = jax.tree.map(lambda all_, x: all_.at[carry.number].set(x), trace, one)
@@ -175,15 +177,15 @@ def _end_rows(state: State, canvas: Array, end_id: int | None) -> tuple[State, A
   if end_id is None:
     return state, canvas
   ends = canvas & ~state.masked & (state.tokens == end_id)
-  behind = jnp.cumsum(ends, axis=-1) > 0  # the end itself too: it is final
-  cut = behind & canvas & ~ends
-  masked = state.masked & ~cut
-  left = canvas & ~behind
+  count = jnp.cumsum(ends, axis=-1)
+  final = count > 0  # the first end, and all behind it
+  tail = final & ~(ends & (count == 1))
+  masked, left = state.masked & ~tail, canvas & ~final
   state = state._replace(
-    tokens=jnp.where(cut, end_id, state.tokens),
+    tokens=jnp.where(tail, end_id, state.tokens),
     masked=masked,
-    scores=jnp.where(cut, 0.0, state.scores),
-    done=state.done | (behind.any(-1) & ~left.any(-1)) | (behind.any(-1) & ~masked.any(-1)),
+    scores=jnp.where(tail, 0.0, state.scores),
+    done=state.done | (final.any(-1) & ~(masked & left).any(-1)),
   )
   return state, left
 
@@ -270,8 +272,9 @@ def _fill_blocks(
   """Block after block: filled, then stored with its final tokens, for the next ones to see."""
   rows, slots = sides[0].canvas.real.shape
   count = slots // block_size
-  # One output behind, a lone position is predicted by what is stored of the one before it.
-  looks = not (block_size == 1 and sides[0].denoiser.output_shift)
+  is_next = block_size == 1 and sides[0].denoiser.output_shift == 1
+  filled = sides[0].canvas.real.reshape(rows, count, block_size).any(-1)  # [B, count]
+  follows = jnp.pad(filled[:, 1:], ((0, 0), (0, 1)))  # whether a block has one behind it
 
   def body(carry: _Blocks) -> _Blocks:
     first, so_far = carry.number * block_size, carry.decoded
@@ -282,13 +285,18 @@ def _fill_blocks(
       for side in sides
     ]
     views = [
-      behind_cache(side.denoiser, side.tokens, block, cache)
+      from_cache(side.denoiser, block, cache)
+      if is_next
+      else behind_cache(side.denoiser, side.tokens, block, cache)
       for side, block, cache in zip(sides, blocks, carry.caches, strict=True)
     ]
 
     def shown(step: Trace) -> Trace:
       later = jnp.arange(slots) >= first + block_size
-      masked = sides[0].canvas.real & later & ~carry.ended[:, None]
+      over = carry.ended
+      if end_id is not None:
+        over |= ((step.tokens == end_id) & ~step.masked & blocks[0].real).any(-1)
+      masked = sides[0].canvas.real & later & ~over[:, None]
       return Trace(
         paste(so_far.tokens, step.tokens),
         paste(masked, step.masked),
@@ -301,18 +309,17 @@ def _fill_blocks(
       end_id=end_id, keep_trace=keep_trace, shown=shown, **common,
     )  # fmt: skip
     here = blocks[0].real
-    ended = carry.ended | ~cut(sides[0].canvas.real).any(-1)
+    ended = carry.ended | ~follows[:, carry.number]
     if end_id is not None:
       ended |= ((block.tokens == end_id) & here).any(-1)
-    goes_on = ~ended & (carry.number + 1 < count)
 
     def store() -> list[Cache]:
       return [
-        side.denoiser.extend(block.tokens, b.places, b.real & goes_on[:, None], cache)[1]
+        side.denoiser.extend(block.tokens, b.places, b.real & ~ended[:, None], cache)[1]
         for side, b, cache in zip(sides, blocks, carry.caches, strict=True)
       ]
 
-    kept = jax.lax.cond(goes_on.any(), store, lambda: list(carry.caches))
+    kept = jax.lax.cond(~ended.all(), store, lambda: list(carry.caches))
     trace = so_far.trace
     if keep_trace:
       place = lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
@@ -323,8 +330,8 @@ def _fill_blocks(
     decoded = Decoded(
       tokens=paste(so_far.tokens, keep(block.tokens, so_far.tokens)),
       scores=paste(so_far.scores, keep(block.scores, so_far.scores)),
-      calls=so_far.calls + looks * block.calls + goes_on,
-      network_calls=so_far.network_calls + looks * block.network_calls + goes_on.any(),
+      calls=so_far.calls + (not is_next) * block.calls + ~ended,
+      network_calls=so_far.network_calls + (not is_next) * block.network_calls + ~ended.all(),
       trace=trace,
     )
     return _Blocks(carry.number + 1, kept, ended, decoded)
@@ -387,6 +394,18 @@ def behind_cache(
   return View(see, denoiser.head)
 
 
+def from_cache(denoiser: Denoiser, canvas: Canvas, cache: Cache) -> View:
+  """The view in which nothing is computed: with output shift 1, the place before says all.
+
+  Args:
+    denoiser: its head is used.
+    canvas: one position a row, C = 1, that is not the row's first.
+    cache: holds the place before.
+  """
+  before = jnp.maximum(canvas.places - 1, 0)[..., None]
+  return View(lambda said: jnp.take_along_axis(cache.hidden, before, axis=1), denoiser.head)
+
+
 def write(tokens: Array, places: Array, values: Array) -> Array:
   """tokens int32[B, L] with values [B, C] at places [B, C]; places out of range are dropped."""
   one = lambda row, places, values: row.at[places].set(values, mode="drop")
@@ -405,18 +424,3 @@ def _position_keys(keys: Array, number: Array, positions: Array) -> Array:
 
 def _fold(keys: Array, purpose: int) -> Array:
   return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, purpose)))(keys)
-
-
-def candidate_score(ids: Sequence[int], scores: Sequence[float], special: Sequence[int]) -> float:
-  """Mean reveal-time log-probability of the tokens that are kept, by which candidates compare.
-
-  Args:
-    ids: the canvas.
-    scores: as many.
-    special: ids that do not become text and do not count.
-
-  Returns:
-    The mean; -inf if nothing is kept, so that an empty candidate is never chosen.
-  """
-  kept = [score for id_, score in zip(ids, scores, strict=True) if id_ not in special]
-  return sum(kept) / len(kept) if kept else float("-inf")

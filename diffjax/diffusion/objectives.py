@@ -23,6 +23,7 @@ NOISE = 1  # which positions are noised
 TIED_NOISE = 2  # the same for the second twin of a pair whose times are equal
 DROPOUT = 3  # the network's hidden states
 OPENING = 4  # which later positions a query sees, while attention is annealed
+BLOCK = 5  # which block of each answer is noised
 
 # Times are fractions of 2^32 in uint32, whose overflow is frac(): exact, so equal on any mesh.
 _GOLDEN = np.uint32(round((5**0.5 - 1) / 2 * 2**32))  # 0.618..., sets packed examples apart
@@ -41,6 +42,7 @@ class Objective:
   coupled: bool  # two corruptions of every row
   label_smoothing: float  # in [0, 1)
   seed: int
+  block_size: int = 0  # of every answer one block of so many positions is noised; 0: all of it
 
 
 class ScoreWeights(NamedTuple):
@@ -54,7 +56,8 @@ class ScoreWeights(NamedTuple):
 class Noised(NamedTuple):
   """A batch after the forward process; B counts twins as rows of their own."""
 
-  batch: Batch  # the clean rows, each twice when coupled
+  batch: Batch  # the clean rows, each twice when coupled; its canvas is what could be noised
+  answer: Array  # bool[B, L]  the whole canvas, which attention goes by
   xt: Array  # int32[B, L]    the network's input
   t: Array  # float32[B, L]  the time of each position's example
   corrupted: Array  # bool[B, L]
@@ -71,6 +74,10 @@ def noised(
   gives that slice of the result; the weights' total is the slice's own. Evaluation calls this with
   a fixed step.
 
+  The canvas is narrowed to what can be noised and scored: not to the mask id itself, which may
+  stand in the data where a known id is reused; and under `block_size` to one block of each
+  example, drawn uniformly, the same for twins. An example's weights are then those of its block.
+
   Args:
     batch: rows before twins; `index` numbers them in the global batch.
     step: the training step, may be traced.
@@ -80,6 +87,14 @@ def noised(
   """
   if objective.coupled:
     batch = processes.twins(batch)
+  answer = canvas = batch.canvas
+  if objective.block_size:
+    row = batch.index // 2 if objective.coupled else batch.index
+    bits = _example_bits(purpose_key(objective.seed, BLOCK, step), row, batch.segments)
+    canvas = processes.one_block(
+      _fraction(bits), answer, batch.segments, block_size=objective.block_size
+    )
+  batch = batch._replace(canvas=canvas & (batch.tokens != mask_id))
   times_key = purpose_key(objective.seed, TIMES, step)
 
   def times(index: Array) -> Array:
@@ -111,7 +126,7 @@ def noised(
     scored, batch.canvas, batch.segments, w,
     normalizer=objective.normalizer, label_smoothing=objective.label_smoothing,
   )  # fmt: skip
-  return Noised(batch, xt, t, corrupted, scored, score)
+  return Noised(batch, answer, xt, t, corrupted, scored, score)
 
 
 def purpose_key(seed: int, purpose: int, step: Array | int) -> Array:
@@ -163,18 +178,34 @@ def sample_times(
       # Rounded first: 0.14 * 50 is 7.000000000000001 and means 7.
       t = max(np.ceil(round(t * num_timesteps, 6)), 1.0) / num_timesteps
     return jnp.full(segments.shape, t, jnp.float32)
-  example = jnp.maximum(segments, 1).astype(jnp.uint32) - 1  # padding has the first one's time
   if kind == "stratified":
-    bits = _stratified_phase(key, index, rows=rows, coupled=coupled)[:, None] + example * _GOLDEN
+    phase = _stratified_phase(key, index, rows=rows, coupled=coupled)
+    bits = phase[:, None] + _example(segments) * _GOLDEN
   elif kind == "independent":
-    fold_in = jax.vmap(jax.random.fold_in, (None, 0))
-    bits = jax.vmap(jax.vmap(jax.random.bits))(jax.vmap(fold_in)(fold_in(key, index), example))
+    bits = _example_bits(key, index, segments)
   else:
     raise UserError(f"times {kind!r} is none of 'stratified', 'independent', 'fixed'")
-  u = (bits >> 8).astype(jnp.float32) * 2.0**-24  # [B, L] in [0, 1), exact
+  u = _fraction(bits)
   if num_timesteps:
     return _grid(num_timesteps)[jnp.floor(u * num_timesteps).astype(jnp.int32) + 1]
   return 1 - u
+
+
+def _example(segments: Array) -> Array:
+  """The number of each position's example in its row, from 0: uint32[B, L]; padding has 0."""
+  return jnp.maximum(segments, 1).astype(jnp.uint32) - 1
+
+
+def _example_bits(key: Array, index: Array, segments: Array) -> Array:
+  """One draw for every (row number, example), at each of its positions: uint32[B, L]."""
+  fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+  keys = jax.vmap(fold_in)(fold_in(key, index), _example(segments))
+  return jax.vmap(jax.vmap(jax.random.bits))(keys)
+
+
+def _fraction(bits: Array) -> Array:
+  """uint32 as float32 in [0, 1), exact."""
+  return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def _grid(num_timesteps: int) -> Array:
@@ -256,7 +287,7 @@ def score_weights(
   """
   scale: Array | float = 1.0
   if normalizer == "canvas":
-    counts = jax.vmap(_example_counts)(canvas, segments)  # [B, L + 1]
+    counts = jax.vmap(processes.example_counts)(canvas, segments)  # [B, L + 1]
     scale = 1 / jnp.maximum(jnp.take_along_axis(counts, segments, axis=1), 1)
     total = jnp.sum(counts > 0)
   elif normalizer == "tokens":
@@ -268,8 +299,3 @@ def score_weights(
   nll = jnp.where(scored, (1 - label_smoothing) * scale * w, 0.0)
   smooth = jnp.where(scored, label_smoothing * scale * jnp.ones_like(w), 0.0)
   return ScoreWeights(nll, smooth, total.astype(jnp.float32))
-
-
-def _example_counts(canvas: Array, segments: Array) -> Array:
-  """Canvas positions of each segment number of one row: [L] to [L + 1]."""
-  return jax.ops.segment_sum(canvas.astype(jnp.int32), segments, canvas.shape[0] + 1)

@@ -40,6 +40,36 @@ def row_uniform(key: Array, index: Array, length: int) -> Array:
   return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (length,)))(index)
 
 
+def one_block(uniform: Array, canvas: Array, segments: Array, *, block_size: int) -> Array:
+  """Narrows each example's canvas to one of its blocks of `block_size`: block floor(u n) of n.
+
+  Under attention 'blocks' a block is noised while the earlier ones are clean and the later ones
+  unseen, so that one forward pass is exact for one block (BD3-LM's objective, 2503.09573, with a
+  draw in the place of its second stream).
+
+  Args:
+    uniform: float32[B, L], draws u from [0, 1), equal within an example.
+    canvas: bool[B, L], the whole answers, each contiguous; the last block may be shorter.
+    segments: int32[B, L], ascending numbers of the examples in a row, up to L; 0 is padding.
+    block_size: canvas positions of a block.
+
+  Returns:
+    bool[B, L], positions of the canvas.
+  """
+  counts = jax.vmap(example_counts)(canvas, segments)  # [B, L + 1]
+  of_example = lambda values: jnp.take_along_axis(values, segments, axis=1)
+  before = of_example(jnp.cumsum(counts, axis=1) - counts)
+  rank = jnp.cumsum(canvas, axis=1) - 1 - before  # of a canvas position among its example's
+  blocks = -(-of_example(counts) // block_size)
+  drawn = jnp.floor(uniform * blocks).astype(jnp.int32)
+  return canvas & (rank // block_size == drawn)
+
+
+def example_counts(canvas: Array, segments: Array) -> Array:
+  """Canvas positions of each segment number of one row: bool[L], int32[L] to int32[L + 1]."""
+  return jax.ops.segment_sum(canvas.astype(jnp.int32), segments, canvas.shape[0] + 1)
+
+
 def twins(batch: Batch) -> Batch:
   """Repeats every row as neighbours, for coupled pairs: [B, ...] becomes [2 B, ...].
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from diffjax.data import features
 from diffjax.evaluation import metrics
@@ -16,11 +17,12 @@ _BLEU_ORDER = 4  # BLEU counts n-grams up to it; shorter references score 0 what
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Scores of one decoding: all in percent, over examples decoded at the gold length."""
+  """Scores of one decoding, all in percent."""
 
   scores: dict[str, dict[str, float | None]]  # task -> metric -> value, and "examples"
   hypotheses: list[str]  # in the order of the examples
   bleu_signature: str
+  network_calls: float  # a row's mean, over all candidates of an example
 
   @property
   def mean(self) -> dict[str, float]:
@@ -34,23 +36,24 @@ def evaluate(
   sampler: Sampler,
   examples: Sequence[Example],
   *,
-  num_steps: int = 10,
-  strategy: str = "reparam-uncond-deterministic-cosine",
-  temperature: float = 0.0,
+  gold_length: bool = True,
+  preset: str = "",
   batch_size: int = 32,
   seed: int = 0,
   params: Params | None = None,
   max_length: int | None = None,
   too_long: features.TooLong = "drop",
   progress: str = "",
+  **changes: Any,
 ) -> Report:
-  """Decodes every example on a canvas of its gold target's length and compares the texts.
+  """Decodes every example and compares the texts.
 
   Args:
     sampler: its model has a tokenizer.
     examples: prompts and gold targets, grouped by their task.
-    num_steps, strategy, temperature, batch_size, seed, params, progress: see
-      Sampler.generate_ids.
+    gold_length: whether the canvas has the size of the gold target; else the model decides
+      (see Sampler.generate, lengths None).
+    preset, batch_size, seed, params, progress, **changes: see Sampler.generate_ids.
     max_length: of a row, default the model's longest; a longer prompt is cut as in training.
     too_long: see features.encode; with "drop", an example that does not fit is an error.
 
@@ -61,14 +64,13 @@ def evaluate(
   given = int(sampler.model.contract.end == "given")  # </s> stands after the canvas, not in it
   generations = sampler.generate_ids(
     [row.tokens[1 : row.canvas_start].tolist() for row in rows],
-    lengths=[len(row.tokens) - row.canvas_start - given for row in rows],
-    num_steps=num_steps,
-    strategy=strategy,
-    temperature=temperature,
+    lengths=[len(row.tokens) - row.canvas_start - given for row in rows] if gold_length else None,
+    preset=preset,
     batch_size=batch_size,
     seed=seed,
     params=params,
     progress=progress,
+    **changes,
   )
   hypotheses = [generation.text for generation in generations]
   by_task: dict[str, list[int]] = {}
@@ -87,7 +89,8 @@ def evaluate(
       "bleu": bleu,
       "rouge_l": metrics.rouge_l(said, meant),
     }
-  return Report(scores, hypotheses, signature)
+  calls = sum(generation.network_calls for generation in generations) / len(generations)
+  return Report(scores, hypotheses, signature, calls)
 
 
 def _row(

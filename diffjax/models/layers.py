@@ -37,6 +37,7 @@ class Context(NamedTuple):
   layout: Layout
   rotations: tuple[Rotation, ...] = ()  # none; one; or one of global and one of local layers
   keys: Array | None = None  # dropout keys [B]; None drops nothing
+  stored: Layout | None = None  # of keys and values from a cache, which are seen too
 
 
 def dropout(
@@ -157,15 +158,14 @@ def _rotate(x: Array, rotation: Rotation) -> Array:
   return turned.astype(x.dtype)
 
 
-def _visible(layout: Layout, window: int, local: Array) -> Array:
-  """bool[B, L, L], [query, key]: who sees whom; a local layer only to `window` positions away."""
-  segments, order, positions = layout.segments, layout.order, layout.positions
-  in_order = order[:, :, None] >= order[:, None, :]
-  if layout.opened is not None:
-    in_order |= layout.opened
-  visible = (segments[:, :, None] == segments[:, None, :]) & in_order
+def _visible(queries: Layout, keys: Layout, window: int, local: Array) -> Array:
+  """bool[B, Q, L], [query, key]: who sees whom; a local layer only to `window` positions away."""
+  in_order = queries.order[:, :, None] >= keys.order[:, None, :]
+  if queries.opened is not None:
+    in_order |= queries.opened
+  visible = (queries.segments[:, :, None] == keys.segments[:, None, :]) & in_order
   if window:
-    near = jnp.abs(positions[:, :, None] - positions[:, None, :]) <= window
+    near = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :]) <= window
     visible &= near | ~local
   return visible
 
@@ -181,9 +181,14 @@ class Attention(nn.Module):
   lora: LoraConfig = LoraConfig()
 
   @nn.compact
-  def __call__(self, x: Array, layer: Array, context: Context) -> tuple[Array, KeysValues]:
-    """x [B, L, D] and the layer's number -> ([B, L, D], the keys and values it attended to)."""
-    config, keys = self.config, context.keys
+  def __call__(
+    self, x: Array, layer: Array, context: Context, stored: KeysValues | None = None
+  ) -> tuple[Array, KeysValues]:
+    """x [B, L, D] and the layer's number -> ([B, L, D], the keys and values of x).
+
+    The keys and values `stored`, laid out as `context.stored` says, are attended to as well.
+    """
+    config, keys, layout = self.config, context.keys, context.layout
     width, heads, size = config.width, config.heads, config.head_width
     local = layer % config.global_every != 0
 
@@ -201,8 +206,14 @@ class Attention(nn.Module):
       return y
 
     query = project("query", heads)  # [B, L, H, K]
-    key, value = project("key", config.key_heads), project("value", config.key_heads)
-    visible = _visible(context.layout, config.window, local)[:, None]  # [B, 1, L, L]
+    own = project("key", config.key_heads), project("value", config.key_heads)
+    key, value = own
+    visible = _visible(layout, layout, config.window, local)
+    if stored is not None:
+      key, value = (jnp.concatenate(both, axis=1) for both in zip(stored, own, strict=True))
+      past = _visible(layout, context.stored, config.window, local)
+      visible = jnp.concatenate([past, visible], axis=-1)
+    visible = visible[:, None]  # [B, 1, L, L]
     rate = config.attention_dropout
     if keys is not None and rate > 0:
       mixed = _attend_with_dropout(query, key, value, visible, keys, rate, layer)
@@ -211,7 +222,7 @@ class Attention(nn.Module):
     bias = config.attention_bias == "all"
     shape = (heads, size, width)
     output = Project("blhk,hkd->bld", shape, self.dtype, bias, self.lora, name="output")
-    return output(mixed, layer, keys), (key, value)
+    return output(mixed, layer, keys), own
 
 
 def _choose(rotations: tuple[Rotation, ...], local: Array) -> Rotation:
@@ -273,22 +284,24 @@ class Block(nn.Module):
   lora: LoraConfig = LoraConfig()
 
   @nn.compact
-  def __call__(self, x: Array, layer: Array, context: Context) -> tuple[Array, KeysValues]:
-    """x [B, L, D] and the layer's number -> ([B, L, D], keys and values)."""
+  def __call__(
+    self, x: Array, layer: Array, context: Context, stored: KeysValues | None = None
+  ) -> tuple[Array, KeysValues]:
+    """As Attention: x [B, L, D] and the layer's number -> ([B, L, D], the keys and values of x)."""
     config = self.config
     norm = lambda name: Norm(config.norm_kind, config.norm_epsilon, self.dtype, name=name)
     attention = Attention(config, self.dtype, self.lora, name="attention")
     feed_forward = FeedForward(config, self.dtype, self.lora, name="ffn")
     drop = lambda y, site: dropout(y, context.keys, config.dropout, site=site, layer=layer)
     if config.norm == "post":
-      y, keys_values = attention(x, layer, context)
+      y, keys_values = attention(x, layer, context, stored)
       x = norm("attention_norm")(x + drop(y, ATTENTION_SITE))
       x = norm("ffn_norm")(x + drop(feed_forward(x, layer, context), FEED_FORWARD_SITE))
     else:
       normed = norm("attention_norm")(x)
       if not config.first_attention_norm:
         normed = jnp.where(layer == 0, x, normed)
-      y, keys_values = attention(normed, layer, context)
+      y, keys_values = attention(normed, layer, context, stored)
       x = x + drop(y, ATTENTION_SITE)
       x = x + feed_forward(norm("ffn_norm")(x), layer, context)
     return self.constrain(x), keys_values

@@ -1,6 +1,7 @@
-"""Low-rank adapters as trees: apart from the weights they stand beside, joined, and merged.
+"""Trained leaves beside frozen ones: apart, joined; and low-rank adapters merged into the weights.
 
-An adapter is the pair `lora_a`, `lora_b` beside a `kernel`; `layers.Project` applies it.
+An adapter is the pair `lora_a`, `lora_b` beside a `kernel`; `layers.Project` applies it. A length
+head stands over a trunk whose weights may all be frozen.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from diffjax.config import LoraConfig
 from diffjax.types import Array, Params
 
 _ADAPTER = ("lora_a", "lora_b")
+_LENGTH_HEAD = "length_head"
 
 
 def join(frozen: Params, trained: Params) -> dict[str, Any]:
@@ -32,15 +34,20 @@ def join(frozen: Params, trained: Params) -> dict[str, Any]:
   return joined
 
 
-def split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(all but the adapters, the adapters), neither with empty dicts; `join` is the inverse."""
+def split(params: Params, *, length_head: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(all but the adapters, the adapters), neither with empty dicts; `join` is the inverse.
+
+  Args:
+    params: nested dict; leaves may be of any kind.
+    length_head: whether a length head is on the adapters' side, as in a run that trains it.
+  """
   frozen: dict[str, Any] = {}
   adapters: dict[str, Any] = {}
   for name, part in params.items():
-    if isinstance(part, Mapping):
-      parts = split(part)
+    if name in _ADAPTER or (length_head and name == _LENGTH_HEAD):
+      parts = (None, part)
     else:
-      parts = (None, part) if name in _ADAPTER else (part, None)
+      parts = split(part) if isinstance(part, Mapping) else (part, None)
     for side, kept in zip((frozen, adapters), parts, strict=True):
       if kept is not None and not (isinstance(kept, Mapping) and not kept):
         side[name] = kept

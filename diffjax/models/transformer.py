@@ -20,7 +20,7 @@ from diffjax.models.layers import (
   rotations,
 )
 from diffjax.models.length_head import LengthHead
-from diffjax.types import GENERATOR, Array, Denoiser, Head, Layout, Params, UserError
+from diffjax.types import GENERATOR, Array, Cache, Denoiser, Head, Layout, Params, UserError
 
 _POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -28,6 +28,7 @@ _POLICIES = {
 }
 _NO_ADAPTERS = LoraConfig()
 _TABLE = nn.initializers.normal(0.02)
+_NOBODY = -1  # the segment of what is not there
 _TRAINED_MASK_SHARE = 0.15 * 0.8  # of the tokens of ESM-2's training
 
 
@@ -118,7 +119,7 @@ class Transformer(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast, 0),
       length=config.layers,
     )(config, dtype, self.constrain, self.lora)
     if config.norm == "pre":
@@ -127,11 +128,21 @@ class Transformer(nn.Module):
     if config.length_classes:
       self.length_head = LengthHead(config, dtype)
 
-  def trunk(self, tokens: Array, layout: Layout, keys: Array | None) -> tuple[Array, KeysValues]:
-    """tokens int32[B, L] -> (hidden [B, L, D], keys and values [N, B, L, key heads, K])."""
+  def trunk(
+    self,
+    tokens: Array,
+    layout: Layout,
+    keys: Array | None,
+    stored: KeysValues | None = None,
+    stored_layout: Layout | None = None,
+  ) -> tuple[Array, KeysValues]:
+    """tokens int32[B, L] -> (hidden [B, L, D], keys and values [N, B, L, key heads, K]).
+
+    Keys and values that are `stored`, laid out as `stored_layout`, are seen beside those of tokens.
+    """
     x = self.constrain(self.embedding(tokens, layout, keys))
-    context = Context(layout, rotations(self.config, layout.positions), keys)
-    x, keys_values = self.layers(x, jnp.arange(self.config.layers), context)
+    context = Context(layout, rotations(self.config, layout.positions), keys, stored_layout)
+    x, keys_values = self.layers(x, jnp.arange(self.config.layers), context, stored)
     if self.config.norm == "pre":
       x = self.final_norm(x)
     return x, keys_values
@@ -245,6 +256,34 @@ def _shift(hidden: Array, segments: Array) -> Array:
   return jnp.where(_starts(segments)[..., None], hidden, earlier)
 
 
+def _at(layout: Layout, places: Array, real: Array) -> Layout:
+  """The layout of some places of the row, int32[B, Q]; what is not `real` sees no one real."""
+  take = lambda x: jnp.take_along_axis(x, places, axis=1)
+  return Layout(
+    jnp.where(real, take(layout.segments), _NOBODY), take(layout.positions), take(layout.order)
+  )
+
+
+def _store(whole: Array, places: Array, values: Array) -> Array:
+  """whole [B, L, ...] with values [B, Q, ...] at places [B, Q]; places out of range are dropped."""
+  return whole.at[jnp.arange(len(places))[:, None], places].set(values, mode="drop")
+
+
+def _shift_extended(
+  hidden: Array, places: Array, real: Array, stored: Array, segments: Array
+) -> Array:
+  """`_shift` where only some places are computed: hidden [B, Q, D] at places int32[B, Q].
+
+  The output before a place is that of the slot before, if it stands there; else it is stored.
+  """
+  follows = (places[:, 1:] == places[:, :-1] + 1) & real[:, :-1]
+  follows = jnp.pad(follows, ((0, 0), (1, 0)))[..., None]
+  before = jnp.take_along_axis(stored, jnp.maximum(places - 1, 0)[..., None], axis=1)
+  earlier = jnp.where(follows, jnp.roll(hidden, 1, axis=1), before)
+  first = jnp.take_along_axis(_starts(segments), places, axis=1)[..., None]
+  return jnp.where(first, hidden, earlier)
+
+
 def init(key: Array, config: ModelConfig, lora: LoraConfig = _NO_ADAPTERS) -> Params:
   """Fresh parameters, a nested dict of float32 arrays with the names of the file format.
 
@@ -300,6 +339,11 @@ def bind(
     dropout: a key for every row [B], or None for none.
     lora: the adapters beside the weights.
     constrain: puts the sharding of the residual stream [B, L, D] on it.
+
+  Returns:
+    The Denoiser. It has `prefill` and `extend` where a position's keys and values stay what they
+    are while later ones are written: not under full or partly opened attention, not where masks
+    rescale the whole row's embeddings, and not with dropout.
   """
   module = Transformer(config, compute, constrain, lora, contract.mask_id)
   layout = _contract_layout(
@@ -311,6 +355,29 @@ def bind(
     hidden = module.apply({"params": params}, xt, layout, dropout, method="trunk")[0]
     return _shift(hidden, segments) if contract.output_shift else hidden
 
+  def prefill(tokens: Array, stored: Array) -> Cache:
+    seen = layout._replace(segments=jnp.where(stored, segments, _NOBODY))
+    hidden, (keys, values) = module.apply({"params": params}, tokens, seen, None, method="trunk")
+    return Cache(keys, values, hidden, jnp.asarray(stored))
+
+  def extend(tokens: Array, places: Array, real: Array, cache: Cache) -> tuple[Array, Cache]:
+    past = layout._replace(segments=jnp.where(cache.stored, segments, _NOBODY))
+    kept = cache.keys, cache.values
+    hidden, (keys, values) = module.apply(
+      {"params": params}, tokens, _at(layout, places, real), None, kept, past, method="trunk"
+    )
+    targets = jnp.where(real, places, segments.shape[1])  # out of range: dropped
+    store = lambda whole, new: _store(whole, targets, new)
+    extended = Cache(
+      keys=jax.vmap(store)(cache.keys, keys),
+      values=jax.vmap(store)(cache.values, values),
+      hidden=store(cache.hidden, hidden),
+      stored=store(cache.stored, True),
+    )
+    if contract.output_shift:
+      hidden = _shift_extended(hidden, places, real, cache.hidden, segments)
+    return hidden, extended
+
   def transform(head_params: Params, hidden: Array) -> Array:
     return module.apply({"params": {"head": head_params}}, hidden, method="transform")
 
@@ -319,7 +386,9 @@ def bind(
   bias = jnp.asarray(own["bias"], jnp.float32) if config.head_bias else jnp.zeros(len(table))
   transforming = {name: part for name, part in own.items() if name in ("dense", "norm")}
   head = Head(transform, transforming, table, bias, allowed_rows(config, contract))
-  return Denoiser(trunk, head, output_shift=contract.output_shift)
+  lasting = contract.attention != "full" and layout.opened is None and dropout is None
+  cached = (prefill, extend) if lasting and not config.zero_mask_embedding else (None, None)
+  return Denoiser(trunk, head, *cached, output_shift=contract.output_shift)
 
 
 def logits(denoiser: Denoiser, tokens: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffjax import model as models
 from diffjax.config import AdaptationConfig, Contract, ExperimentConfig
-from diffjax.conversion import adapting
+from diffjax.conversion import adapting, leaves
 from diffjax.diffusion import objectives
 from diffjax.models import transformer
 from diffjax.types import Array, UserError
@@ -57,11 +57,12 @@ class Adapted(NamedTuple):
 def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
   """Turns loaded weights into the diffusion model that training begins with.
 
-  Weights that already denoise stay as they are, but for a length head, which no loss trains, and
-  attention that is not yet full, which goes on opening.
+  Weights that already denoise stay as they are, but for attention that is still causal, which
+  goes on opening, and a length head, which is left out where no loss trains it. What
+  `config.diffusion` asks of attention is for `trained_contract`.
 
   Args:
-    config: `adaptation` and `seed` are used.
+    config: `adaptation`, `length` and `seed` are used.
     source: weights with their tokenizer.
 
   Raises:
@@ -70,9 +71,10 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
   section, contract, notes = config.adaptation, source.contract, []
   tokenizer = source.tokenizer
   model = source
-  if not contract.denoises and contract.attention == "full":
+  causal = contract.attention == "causal"
+  if not contract.denoises and not causal:
     raise UserError(f"{config.init_from} has neither a mask nor causal attention; it cannot learn")
-  if contract.attention == "full":
+  if not causal:
     _refuse(section, "anneal_steps", f"{config.init_from} is no causal model; leave it out")
   if contract.denoises:
     for name in ("mask_id", "mask_noise"):
@@ -93,21 +95,57 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
     model = dataclasses.replace(source, config=architecture, contract=contract, params=params)
     row = "as it is" if section.mask_id >= 0 else "a new row"
     notes.append(f"{config.init_from} gets the mask id {contract.mask_id}, {row}")
-  if model.config.length_classes:
+  if model.config.length_classes and config.length.weight:
+    head = jax.tree.map(leaves.as_leaf, source.params["length_head"])
+    model = dataclasses.replace(model, params={**model.params, "length_head": head})
+  elif model.config.length_classes:
     architecture = dataclasses.replace(model.config, length_classes=0)
     model = dataclasses.replace(model, config=architecture)
     notes.append("the length head of the weights is left out: no loss trains it")
-  if contract.attention == "full":
+  if not causal:
     return Adapted(model, None, notes)
 
   annealing = Annealing(section.anneal_steps, contract.openness) if section.anneal_steps else None
   if annealing is None:
     contract = dataclasses.replace(contract, attention="full")
-    notes.append("attention is full from the first step")
+    asked = config.diffusion.attention
+    notes.append(f"attention is {'full' if asked == 'own' else asked} from the first step")
   else:
     notes.append(f"attention opens from {annealing.start:.2f} to 1 in {annealing.steps} steps")
   contract = dataclasses.replace(contract, openness=0.0, output_shift=1)
   return Adapted(dataclasses.replace(model, contract=contract), annealing, notes)
+
+
+def trained_contract(config: ExperimentConfig, contract: Contract) -> Contract:
+  """What the model that a run trains says of its attention and of where its answers end.
+
+  Applied to what training begins with, and to what it goes on with, which it leaves as it is.
+  While attention is annealed, it stays causal here (see `Annealing.contract`).
+
+  Args:
+    config: `diffusion` says who sees whom, `data` how answers are filled up with </s>; weights
+      that predict their end go on doing so, with one </s> where `data.end_padding` is 0.
+    contract: of the tokenizer, or of weights after `adapt`.
+
+  Raises:
+    UserError: answers are not filled up to whole blocks, or not even an empty one fits a row.
+  """
+  section, padding = config.diffusion, config.data.end_padding
+  if padding >= config.data.max_length:
+    raise UserError(
+      f"config.data.end_padding = {padding}: no row of config.data.max_length = "
+      f"{config.data.max_length} holds <s> and so many; lower it or raise max_length"
+    )
+  changes = {"end_padding": padding, "end": "predicted" if padding else contract.end}
+  if section.attention != "own" and not config.adaptation.anneal_steps:
+    changes |= {"attention": section.attention, "block_size": section.block_size, "openness": 0.0}
+  size = changes.get("block_size", contract.block_size)
+  if size and (not padding or padding % size):
+    raise UserError(
+      f"config.data.end_padding = {padding}: {config.init_from} answers in blocks of {size}; set a "
+      f"multiple of it, or another config.diffusion.attention"
+    )
+  return dataclasses.replace(contract, **changes)
 
 
 def _refuse(section: AdaptationConfig, name: str, reason: str) -> None:

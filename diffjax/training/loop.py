@@ -11,12 +11,13 @@ import numpy as np
 from diffjax import model as models
 from diffjax import sharding
 from diffjax.checkpoints import Checkpoints
-from diffjax.config import ExperimentConfig, LoraConfig, ModelConfig
+from diffjax.config import Contract, ExperimentConfig, LoraConfig, ModelConfig
 from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import objectives, schedules, vocabulary
 from diffjax.models import lora, transformer
-from diffjax.training import metrics, optimizer, state, step
-from diffjax.training.start import CACHE, check_workdir, claim, place, starting_point
+from diffjax.models.length_head import prompt_contract
+from diffjax.training import length, metrics, optimizer, state, step
+from diffjax.training.start import CACHE, check_workdir, claim, freezes, place, starting_point
 from diffjax.training.supervision import Stop
 from diffjax.training.validation import Validation
 from diffjax.types import GENERATOR, Array, Params, UserError
@@ -39,10 +40,10 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   # The model: architecture and tokenizer, its weights on the host, in a checkpoint, or unmade.
   meta = check_workdir(workdir, config)
   begin = starting_point(config, workdir, meta)
-  model, annealing = begin.model, begin.annealing
+  model, annealing, alone = begin.model, begin.annealing, config.length.alone
   mesh = sharding.make_mesh(config.mesh)
-  for length in config.data.lengths:
-    rows = config.data.rows(length)
+  for row_length in config.data.lengths:
+    rows = config.data.rows(row_length)
     sharding.check_rows(rows // config.training.microbatches, mesh, "a microbatch")
 
   # The data: every batch is a function of (seed, number). All of it is opened before anything is
@@ -83,10 +84,13 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     chunk=config.compute.vocabulary_chunk,
     shards=_shards(mesh),
   )
-  objective = make_objective(config)
+  objective = make_objective(config, model.contract)
+  length_loss = make_length_loss(config, model) if config.length.weight else None
   train_step = functools.partial(
     step.train_step,
-    loss=functools.partial(loss, objective=objective, train=True),
+    loss=None if alone else functools.partial(loss, objective=objective, train=True),
+    length=length_loss,
+    length_weight=config.length.weight,
     optimizer=update,
     learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
     microbatches=config.training.microbatches,
@@ -95,7 +99,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   )
   create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
   shapes = transformer.shapes(model.config, config.lora)
-  frozen, trained = lora.split(shapes) if config.lora.rank else ({}, shapes)
+  frozen, trained = lora.split(shapes, length_head=True) if freezes(config) else ({}, shapes)
   abstract = jax.eval_shape(create, trained)
   placed, placed_frozen = sharding.shardings(abstract, mesh), sharding.shardings(frozen, mesh)
   rows, once = sharding.rows(mesh), sharding.replicated(mesh)
@@ -109,7 +113,9 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   plain = dataclasses.replace(objective, coupled=False, label_smoothing=0.0, seed=config.seed + 1)
   validation_step = jax.jit(
     functools.partial(
-      step.validation_step, loss=functools.partial(loss, objective=plain, train=False)
+      step.validation_step,
+      loss=None if alone else functools.partial(loss, objective=plain, train=False),
+      length=length_loss,
     ),
     in_shardings=(placed.params, placed_frozen, rows, once, once),
     out_shardings=once,
@@ -121,11 +127,12 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     keep=config.training.keep_checkpoints,
     metric=config.evaluation.metric,
   ) as saved:
-    # The state: the newest checkpoint, else the imported weights, else fresh ones. Beside adapters
-    # the weights are frozen: they are imported at every start, and no checkpoint holds them.
-    frozen, params = {}, model.params
-    if config.lora.rank:
-      frozen, params = place(params, placed_frozen, config.lora.frozen_dtype), None
+    # The state: the newest checkpoint, else the imported weights, and fresh ones for what these
+    # lack. Frozen weights are imported at every start, and no checkpoint holds them.
+    frozen, given = {}, model.params or {}
+    if freezes(config):
+      frozen, given = lora.split(given, length_head=True)
+      frozen = place(frozen, placed_frozen, config.lora.frozen_dtype)
     start = saved.latest()
     if start is not None:
       targets = jax.tree.map(
@@ -133,16 +140,16 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
       )
       restored = saved.restore(start, state.items(targets))
       current = abstract.replace(step=jax.device_put(np.int32(start), once), **restored)
-    elif params is not None:
-      create = jax.jit(create, out_shardings=placed, donate_argnums=0)
-      current = create(place(params, placed.params))
     else:
-      current = jax.jit(
-        functools.partial(_fresh, create=create, model=model.config, adapters=config.lora),
-        out_shardings=placed,
-      )(jax.random.key(config.seed, impl=GENERATOR))
+      first = functools.partial(
+        _first, create=create, model=model.config, adapters=config.lora, freeze=freezes(config)
+      )
+      current = jax.jit(first, out_shardings=placed, donate_argnums=0)(
+        place(given, {name: placed.params[name] for name in given}),
+        jax.random.key(config.seed, impl=GENERATOR),
+      )
     start = start or 0
-    del params
+    del given
     model = dataclasses.replace(model, params=None)  # the state holds them now
     begin = begin._replace(model=model)
     meta = {
@@ -164,11 +171,18 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
       process_count=jax.process_count(),
     )
     measured: dict[str, float] = {}
-    with metrics.Reporter(workdir, start=start, steps=steps) as report, Stop() as stop:
+    with (
+      metrics.Reporter(
+        workdir, start=start, steps=steps, length_weight=config.length.weight
+      ) as report,
+      Stop() as stop,
+    ):
       for note in begin.notes:
         report.say(note)
-      if config.lora.rank:
-        report.say(f"{_count(trained):,} of {_count(shapes):,} numbers are trained, in adapters")
+      if freezes(config):
+        parts = ["adapters"] * bool(config.lora.rank) + ["length head"] * bool(config.length.weight)
+        said = f"{_count(trained):,} of {_count(shapes):,} numbers are trained"
+        report.say(f"{said}, in the {' and the '.join(parts)}")
       report.say(batch_plan.counts.describe())
       if start:
         report.say(f"resuming {workdir} at step {start} of {steps}")
@@ -217,23 +231,47 @@ def _count(shapes: Params) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def _fresh(
+def _first(
+  given: Params,
   key: Array,
   *,
   create: Callable[[Params], state.TrainState],
   model: ModelConfig,
   adapters: LoraConfig,
+  freeze: bool,
 ) -> state.TrainState:
-  """The state of a run whose trained leaves begin at random: all of them, or the adapters."""
+  """The state before the first step: the trained leaves given, and random ones for the others."""
   params = transformer.init(key, model, adapters)
-  return create(lora.split(params)[1] if adapters.rank else params)
+  trained = lora.split(params, length_head=True)[1] if freeze else params
+  return create({**trained, **given})  # whole parts of the network are given, or nothing of them
 
 
-def make_objective(config: ExperimentConfig) -> objectives.Objective:
-  """The config's diffusion section as the science layer wants it."""
+def make_objective(config: ExperimentConfig, contract: Contract) -> objectives.Objective:
+  """The config's diffusion section as the science layer wants it, blocks as the contract has it."""
   section = dataclasses.asdict(config.diffusion)
+  del section["attention"]
+  section["block_size"] = contract.block_size
   schedule = schedules.make(section.pop("schedule"), power=section.pop("power"))
   return objectives.Objective(schedule=schedule, seed=config.seed, **section)
+
+
+def make_length_loss(
+  config: ExperimentConfig, model: models.Model
+) -> Callable[..., tuple[Array, length.LengthSums]]:
+  """(params, frozen, batch) -> the summed loss of the model's length head."""
+
+  def read(params: Params, segments: Array, tokens: Array) -> Array:
+    return transformer.length_logits(
+      params,
+      segments,
+      tokens,
+      config=model.config,
+      contract=prompt_contract(model.contract),
+      compute=config.compute,
+      lora=config.lora,
+    )
+
+  return functools.partial(length.loss_sums, read=read, eos_id=model.contract.eos_id)
 
 
 def _shards(mesh: jax.sharding.Mesh) -> vocabulary.Shards | None:

@@ -10,17 +10,38 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from diffjax.training.length import LengthSums
 from diffjax.training.step import NOISE_BINS, Sums, Updates
 
 FILE = "metrics.jsonl"
 
 
-def values(sums: Sums) -> dict[str, float]:
+def values(
+  sums: Sums | None, length: LengthSums | None = None, *, length_weight: float = 0.0
+) -> dict[str, float]:
   """Sums of one step or of a whole validation, divided at last.
 
   loss is the objective; nll the mean -log p of a scored token; nll_0.3 the same where 30 to 40 %
-  of the canvas was masked.
+  of the canvas was masked. Of a length head, length_loss is the mean cross entropy in nats, which
+  is in the loss with `length_weight`; length_accuracy and length_top5 are percentages of the
+  examples whose length is the most probable one, and among the five most probable.
+
+  Args:
+    sums: None where the length head alone is trained.
+    length: None where none is.
+    length_weight: config.length.weight.
   """
+  result = {"loss": 0.0} if sums is None else _diffusion_values(sums)
+  if length is not None:
+    examples = max(float(length.examples), 1.0)
+    result["length_loss"] = float(length.loss) / examples
+    result["length_accuracy"] = 100 * float(length.correct) / examples
+    result["length_top5"] = 100 * float(length.near) / examples
+    result["loss"] += length_weight * result["length_loss"]
+  return result
+
+
+def _diffusion_values(sums: Sums) -> dict[str, float]:
   sums = Sums(*(np.asarray(x, np.float64) for x in sums))
   result = {
     "loss": float(sums.loss / max(sums.weight, 1e-30)),
@@ -38,13 +59,13 @@ class Reporter:
   On a terminal the line is redrawn; elsewhere every logged step is a line of its own.
   """
 
-  def __init__(self, workdir: Path, *, start: int, steps: int):
+  def __init__(self, workdir: Path, *, start: int, steps: int, length_weight: float = 0.0):
     """Opens workdir/metrics.jsonl for appending; progress runs from `start` to `steps`."""
     _forget_after(workdir / FILE, start)
     self._file = (workdir / FILE).open("a")
     self._writer = _tensorboard(workdir)
     self._console = Console()
-    self._steps = steps
+    self._steps, self._length_weight = steps, length_weight
     self._clock = time.monotonic()
     self._start, self._tokens, self._tokens_clock = start, 0.0, self._clock
     self._progress = Progress(
@@ -73,7 +94,7 @@ class Reporter:
 
   def step(self, step: int, updates: Updates, write: bool) -> None:
     """Reports a finished step; reading `updates` waits for it."""
-    self._tokens += float(updates.sums.tokens)
+    self._tokens += float((updates.sums or updates.length).tokens)
     if step == self._start + 1:  # the first step of a process compiles
       self._clock = time.monotonic()
       self.resume_clock()
@@ -81,15 +102,19 @@ class Reporter:
       self._progress.update(self._task, completed=step)
       return
     now = time.monotonic()
-    measured = values(updates.sums)
+    measured = values(updates.sums, updates.length, length_weight=self._length_weight)
     measured["gradient_norm"] = float(updates.gradient_norm)
     measured["learning_rate"] = float(updates.learning_rate)
     if now > self._tokens_clock:
       measured["tokens_per_second"] = self._tokens / (now - self._tokens_clock)
     self.resume_clock()
     self.write(step, "train", measured)
-    speed = f"{measured.get('tokens_per_second', 0):,.0f} tokens/s"
-    line = f"loss {measured['loss']:.4f}  nll {measured['nll']:.3f}  {speed}"
+    line = f"loss {measured['loss']:.4f}"
+    if updates.sums is not None:
+      line += f"  nll {measured['nll']:.3f}"
+    if updates.length is not None:
+      line += f"  length {measured['length_accuracy']:.1f} %"
+    line += f"  {measured.get('tokens_per_second', 0):,.0f} tokens/s"
     self._progress.update(self._task, completed=step, description=line)
     if not self._console.is_terminal:
       self.say(f"step {step}/{self._steps}  {line}  ETA {self._eta(step, now)}")

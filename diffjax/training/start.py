@@ -26,7 +26,8 @@ from diffjax.config import (
 )
 from diffjax.conversion import adapting, leaves
 from diffjax.models import transformer
-from diffjax.training.adaptation import Annealing, adapt
+from diffjax.training import length
+from diffjax.training.adaptation import Adapted, Annealing, adapt, trained_contract
 from diffjax.types import Params, UserError
 
 CACHE = "cache"  # in the workdir: length indices
@@ -88,10 +89,10 @@ class Start(NamedTuple):
   """What training begins or goes on with."""
 
   # Its params: what is not in a checkpoint and need not be drawn. None: nothing. Imported weights
-  # on a first start; the frozen ones beside adapters always.
+  # on a first start; frozen ones always.
   model: models.Model
   annealing: Annealing | None  # None: attention stays as the contract says
-  frozen: dict[str, str] | None  # of a run with adapters: path, resolved and sha256 of the weights
+  frozen: dict[str, str] | None  # of a run that has any: path, resolved and sha256 of the weights
   notes: list[str]  # lines to print
 
   def meta(self, step: int) -> dict[str, Any]:
@@ -109,8 +110,8 @@ def starting_point(
 ) -> Start:
   """The model that training starts from.
 
-  A resumed run needs neither `init_from` nor `data.tokenizer` any more, but for the weights that
-  stay frozen beside adapters, which are read again.
+  A resumed run needs neither `init_from` nor `data.tokenizer` any more, but for weights that stay
+  frozen, which are read again.
 
   Args:
     config: the experiment.
@@ -163,8 +164,10 @@ def _from_scratch(config: ExperimentConfig, tokenizer: tokenizers.Tokenizer) -> 
     )
   size = config.model.vocab_size or tokenizer.vocab_size
   architecture = dataclasses.replace(config.model, vocab_size=size)
-  model = models.Model(architecture, tokenizer.contract, None, tokenizer, config.compute)
-  return Start(model, None, None, [])
+  contract = trained_contract(config, tokenizer.contract)
+  model = models.Model(architecture, contract, None, tokenizer, config.compute)
+  model, notes = length.with_head(config, model)
+  return Start(model, None, None, notes)
 
 
 def _imported(config: ExperimentConfig, tokenizer: tokenizers.Tokenizer | None) -> Start:
@@ -180,18 +183,49 @@ def _imported(config: ExperimentConfig, tokenizer: tokenizers.Tokenizer | None) 
   contract.check(architecture.vocab_size)
   rate, theirs = architecture.dropout, source.config.dropout
   source = dataclasses.replace(source, config=architecture, contract=contract, tokenizer=tokenizer)
-  model, annealing, notes = adapt(config, source)
+  adapted = _under_head(config, source) if config.length.alone else adapt(config, source)
+  model, notes = length.with_head(config, adapted.model)
+  notes = adapted.notes + notes
+  if not config.length.alone:
+    contract = trained_contract(config, model.contract)
+    model = dataclasses.replace(model, contract=contract)
   if rate != theirs:
     notes.append(f"hidden dropout is config.model.dropout = {rate}; the weights had {theirs}")
   transformer.shapes(model.config, config.lora)  # raises where a target is missing
   frozen = None
-  if config.lora.rank:
+  if freezes(config):
     frozen = {
       "path": config.init_from,
       "resolved": str(directory.absolute()),
       "sha256": adapting.weights_sha256(directory),
     }
-  return Start(model, annealing, frozen, notes)
+  return Start(model, adapted.annealing, frozen, notes)
+
+
+def freezes(config: ExperimentConfig) -> bool:
+  """Whether weights stay as they are: beside adapters, or under a length head trained alone."""
+  return bool(config.lora.rank) or config.length.alone
+
+
+def _under_head(config: ExperimentConfig, source: models.Model) -> Adapted:
+  """The source as it is, over which only a length head is trained. Raises UserError."""
+  contract, asked = source.contract, config.diffusion.attention
+  fault = ""
+  if not contract.denoises or contract.attention == "causal":
+    fault = f"{config.init_from} is no finished diffusion model; train it first"
+  elif config.adaptation != AdaptationConfig():
+    fault = "no weights are adapted then; leave config.adaptation out"
+  elif asked != "own" and (asked, config.diffusion.block_size) != (
+    contract.attention,
+    contract.block_size,
+  ):
+    fault = f"diffusion.attention = {asked!r} would need other weights; leave it out"
+  elif config.data.end_padding not in (0, contract.end_padding):
+    fault = f"data.end_padding = {config.data.end_padding} would need other weights; leave it out"
+  if fault:
+    raise UserError(f"config.length.alone = True: {fault}")
+  params = jax.tree.map(leaves.as_leaf, source.params)
+  return Adapted(dataclasses.replace(source, params=params), None, [])
 
 
 def _pinned(directory: Path) -> Path:
@@ -224,11 +258,15 @@ def place(params: Params, placed: Any, dtype: str = "float32") -> Params:
 
 
 def _imported_architecture(config: ExperimentConfig, weights: ModelConfig) -> ModelConfig:
-  """The weights' architecture with the experiment's dropout; what the config says must agree."""
-  rates = {name: getattr(config.model, name) for name in ("dropout", "attention_dropout")}
-  weights = dataclasses.replace(weights, **rates)
+  """The weights' architecture with the experiment's dropout; what the config says must agree.
+
+  Under a length head trained alone it is the weights' own: nothing is dropped there.
+  """
+  if not config.length.alone:
+    rates = {name: getattr(config.model, name) for name in ("dropout", "attention_dropout")}
+    weights = dataclasses.replace(weights, **rates)
   ours, theirs, default = flatten(config.model), flatten(weights), flatten(ModelConfig())
-  apart = ("vocab_size", "length_classes")  # the one may grow, the other is left out
+  apart = ("vocab_size", "length_classes")  # the one may grow, the other has its own section
   said = {
     name: value
     for name, value in ours.items()
@@ -249,7 +287,7 @@ def _bound(config: ExperimentConfig) -> dict[str, Any]:
   free = _FREE_FIELDS
   if config.optimizer.decay in ("constant", "inverse_sqrt"):
     free += ("training.steps",)  # the curve so far does not depend on where it ends
-  if config.lora.rank:
+  if freezes(config):
     free += ("init_from",)  # the frozen weights are known by their SHA-256
   is_free = lambda name: any(name == field or name.startswith(field + ".") for field in free)
   return {name: value for name, value in flatten(config).items() if not is_free(name)}

@@ -13,8 +13,10 @@ from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import strategies
 from diffjax.evaluation import tasks
 from diffjax.models import lora, transformer
+from diffjax.models.length_head import prompt_contract
 from diffjax.sampling import Sampler
 from diffjax.training import metrics, step
+from diffjax.training.length import LengthSums
 from diffjax.types import Array, Batch, Denoiser, Example, Params
 
 
@@ -43,6 +45,20 @@ class _InTraining(models.Model):
       **layout,
     )
 
+  def length_logits(
+    self, tokens: Array, segments: Array, *, params: tuple[Params, Params, Array | None]
+  ) -> Array:
+    """As of any model; `params` as in `denoiser`. No head is trained while attention anneals."""
+    return transformer.length_logits(
+      lora.join(params[0], params[1]),
+      segments,
+      tokens,
+      config=self.config,
+      contract=prompt_contract(self.contract),
+      compute=self.compute,
+      lora=self.lora,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
@@ -50,6 +66,7 @@ class Validation:
 
   data: DataConfig
   config: EvaluationConfig
+  length_weight: float
   batches: list[Batch]
   examples: list[Example]
   sampler: Sampler
@@ -99,14 +116,14 @@ class Validation:
       examples = [source[int(number)] for number in kept]
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(models.Model)}
     sampler = Sampler(_InTraining(**fields, lora=config.lora))
-    return cls(config.data, section, list(batches), examples, sampler)
+    return cls(config.data, section, config.length.weight, list(batches), examples, sampler)
 
   def run(
     self,
     params: Params,
     frozen: Params,
     openness: float | None,
-    validation_step: Callable[..., step.Sums],
+    validation_step: Callable[..., tuple[step.Sums | None, LengthSums | None]],
     rows: jax.sharding.Sharding,
   ) -> dict[str, float]:
     """The mean loss over the batches, and the mean scores of the decoded examples.
@@ -124,7 +141,7 @@ class Validation:
       placed = sharding.place_rows(batch, rows)
       sums = jax.device_get(validation_step(params, frozen, placed, np.int32(number), openness))
       total = sums if total is None else jax.tree.map(np.add, total, sums)
-    scores = metrics.values(total)
+    scores = metrics.values(*total, length_weight=self.length_weight)
     if self.examples:
       report = tasks.evaluate(
         self.sampler,

@@ -1,5 +1,7 @@
 """The layout of a row, and what survives when it is too long."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,9 +19,9 @@ class Letters:
     return [10 + ord(letter) - ord("a") for letter in text]
 
 
-def encode(inputs, targets, *, max_length=12, too_long="drop"):
+def encode(inputs, targets, *, max_length=12, too_long="drop", contract=CONTRACT):
   row = features.encode(
-    Example(inputs, targets), Letters(), CONTRACT, max_length=max_length, too_long=too_long
+    Example(inputs, targets), Letters(), contract, max_length=max_length, too_long=too_long
   )
   return None if row is None else (row.tokens.tolist(), row.canvas_start)
 
@@ -39,6 +41,27 @@ def test_the_first_token_and_the_target_always_survive(policy, prompt):
   assert encode("abcdefghi", "xy", max_length=7, too_long=policy) == encode(prompt, "xy")
   assert encode("abcdefghi", "vwxyz", max_length=7, too_long=policy) == encode("", "vwxyz")
   assert encode("a", "uvwxyz", max_length=7, too_long=policy) is None
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4])
+def test_answers_are_filled_up_with_ends_to_whole_multiples(multiple):
+  contract = dataclasses.replace(CONTRACT, end="predicted", end_padding=multiple)
+  for size in range(1, 8):
+    target = "xyzxyzx"[:size]
+    tokens, start = encode("abc", target, contract=contract, max_length=20)
+    plain, same = encode("abc", target, max_length=20)
+    assert start == same
+    assert (len(tokens) - start) % multiple == 0
+    assert 0 <= len(tokens) - len(plain) < multiple  # no block more than it takes
+    assert tokens == plain + [CONTRACT.eos_id] * (len(tokens) - len(plain))
+  # The ends count as target where a row is too long.
+  fits = 1 + 3 + multiple * -(-5 // multiple)
+  assert encode("abc", "vxyz", contract=contract, max_length=fits) is not None
+  assert encode("abc", "vxyz", contract=contract, max_length=fits - 1) is None
+  shorter, start = encode(
+    "abc", "vxyz", contract=contract, max_length=fits - 1, too_long="keep_end"
+  )
+  assert (len(shorter), shorter[:start]) == (fits - 1, [0, 11, 12])
 
 
 def test_padding_is_segment_zero_and_no_canvas():

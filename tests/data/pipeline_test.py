@@ -1,5 +1,7 @@
 """The same batches for any number of hosts and reader processes, from any step on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from diffjax.data import pipeline, plan, sources
 from diffjax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 SECTION = DataConfig(max_length=64, buckets=(32, 64), batch_size=8)
+DROPPING = dataclasses.replace(SECTION, prompt_dropout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,48 @@ def test_starting_later_gives_the_later_batches(setup):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_read_consecutive_slices_of_the_same_batches(setup, hosts):
-  parts = [read(setup, process_index=host, process_count=hosts) for host in range(hosts)]
+  parts = [
+    read(setup, section=DROPPING, process_index=host, process_count=hosts) for host in range(hosts)
+  ]
   joined = [
     type(same[0])(*(np.concatenate(field) for field in zip(*same, strict=True)))
     for same in zip(*parts, strict=True)
   ]
-  assert_equal(joined, read(setup))
+  assert_equal(joined, read(setup, section=DROPPING))
+
+
+def test_a_row_without_its_prompt_is_the_answer_alone(setup):
+  tokenizer, chosen = setup[1], plan.Plan(setup[2], DROPPING, 0)
+  shown = []
+  pairs = zip(read(setup, section=DROPPING), read(setup), strict=True)
+  for number, (have, want) in enumerate(pairs):
+    prompted = chosen.batch(number).prompted
+    shown += prompted.tolist()
+    assert have.tokens.shape == want.tokens.shape
+    for row in range(8):
+      answer = lambda batch, row=row: batch.tokens[row][batch.canvas[row]].tolist()
+      assert answer(have) == answer(want)
+      tokens, rest = have.tokens[row], (have.segments[row] > 0) & ~have.canvas[row]
+      if prompted[row]:
+        np.testing.assert_array_equal(tokens, want.tokens[row])
+      else:
+        assert tokens[rest].tolist() == [tokenizer.bos_id]
+        assert have.canvas[row, 1]
+  assert 10 < sum(shown) < 38  # of 48
+
+
+def test_evaluation_drops_no_prompt(setup):
+  source, tokenizer, lengths = setup
+  evaluated = lambda section: list(
+    pipeline.evaluation_batches(
+      source, tokenizer, tokenizer.contract, lengths, data=section, batch_size=8, limit=10
+    )
+  )
+  assert_equal(evaluated(DROPPING), evaluated(SECTION))
 
 
 @pytest.mark.slow
 def test_reader_processes_change_nothing(setup):
-  import dataclasses
-
   assert_equal(read(setup, section=dataclasses.replace(SECTION, workers=1)), read(setup))
 
 

@@ -1,5 +1,7 @@
 """Batch n is a function of (seed, n): random access, every example in its place."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,8 @@ def test_an_epoch_has_every_kept_example_at_most_once_in_the_smallest_bucket_tha
   chosen = plan.Plan(LENGTHS, section, 3)
   seen = []
   for number in range(chosen.batches_per_epoch):
-    examples, length = chosen.batch(number)
+    examples, length, prompted = chosen.batch(number)
+    assert prompted.tolist() == [True] * len(examples)
     assert len(examples) == section.rows(length)
     smaller = max((n for n in section.lengths if n < length), default=0)
     assert ((LENGTHS[examples] <= length) & (LENGTHS[examples] > smaller)).all()
@@ -52,6 +55,21 @@ def test_epochs_and_seeds_shuffle_anew():
   assert plan.Plan(LENGTHS, data(), 4).batch(0).examples.tolist() != first[0]
   lengths = [chosen.batch(n).length for n in range(chosen.batches_per_epoch)]
   assert lengths != sorted(lengths)  # batches of one length do not come in a block
+
+
+def test_prompts_are_dropped_by_seed_number_and_row():
+  drops = lambda number, seed=3, **changes: (
+    ~plan.Plan(LENGTHS, data(prompt_dropout=0.25, **changes), seed).batch(number).prompted
+  )
+  batches = range(1000)
+  chosen = plan.Plan(LENGTHS, data(prompt_dropout=0.25), 3)
+  dropped = np.stack([~chosen.batch(number).prompted for number in batches])  # [1000, 8]
+  for share in (dropped.mean(), *dropped.mean(0)):
+    assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 1000) ** 0.5
+  assert abs(np.corrcoef(dropped.T) - np.eye(8)).max() < 5 / 1000**0.5
+  np.testing.assert_array_equal(drops(700), dropped[700])
+  np.testing.assert_array_equal(drops(700, batch_size=6), dropped[700, :6])
+  assert any((drops(number, seed=4) != dropped[number]).any() for number in range(4))
 
 
 def test_too_few_examples_for_one_batch_is_refused():
@@ -76,10 +94,10 @@ class Words:
 def test_the_length_index_is_made_once_and_remade_when_its_cause_changes(tmp_path):
   source = sources.open_source(SourceConfig(kind="generator", limit=40))
   tokenizer = Words()
-  index = lambda **changes: plan.length_index(
+  index = lambda contract=CONTRACT, **changes: plan.length_index(
     source,
     tokenizer,
-    CONTRACT,
+    contract,
     **{"max_length": 40, "too_long": "drop", "cache_dir": tmp_path, **changes},
   )
   first = index()
@@ -90,3 +108,5 @@ def test_the_length_index_is_made_once_and_remade_when_its_cause_changes(tmp_pat
   assert tokenizer.calls == calls
   assert (index(too_long="keep_end") != first).any()
   assert tokenizer.calls > calls
+  padded = index(dataclasses.replace(CONTRACT, end="predicted", end_padding=8))
+  assert ((padded > first) | (padded == plan.DROPPED)).any()

@@ -131,14 +131,68 @@ def test_only_the_canvas_is_masked_and_its_eos_can_be():
   assert (reseeded.corrupted != result.corrupted).any()
 
 
+def test_one_block_of_each_answer_is_noised_and_twins_share_it():
+  batch, size = packed_batch(128, 24), 3
+  result = noised(batch, 0, objective=replaced(block_size=size), rows=128, mask_id=MASK)
+  np.testing.assert_array_equal(result.answer, np.repeat(batch.canvas, 2, axis=0))
+  np.testing.assert_array_equal(result.xt, np.where(result.corrupted, MASK, result.batch.tokens))
+  canvas, counts = result.batch.canvas, set()
+  np.testing.assert_array_equal(canvas[::2], canvas[1::2])
+  assert not (result.corrupted & ~canvas).any()
+  assert (result.corrupted[::2] != result.corrupted[1::2]).any()
+  for row, segment in itertools.product(range(0, 256, 2), (1, 2)):
+    own = np.flatnonzero(result.answer[row] & (result.batch.segments[row] == segment))
+    blocks = [own[at : at + size].tolist() for at in range(0, len(own), size)]
+    mine = result.batch.segments[row] == segment
+    candidates = [[n for n in block if result.batch.tokens[row, n] != MASK] for block in blocks]
+    assert np.flatnonzero(canvas[row] & mine).tolist() in candidates
+    counts.add(len(blocks))
+  assert counts >= {1, 2, 3}
+  # Each example's weights are divided by its block's positions, not by its answer's.
+  counts = np.sum(canvas & (result.batch.segments == 1), axis=1)
+  first = result.scored & (result.batch.segments == 1)
+  w = np.maximum(1 - result.t + 1 / 50, 0)  # alpha at t - 1/T
+  want = (w / np.maximum(counts, 1)[:, None])[first]
+  np.testing.assert_allclose(result.weights.nll[first], want, rtol=1e-4)
+
+
+def test_blocks_are_drawn_uniformly_and_by_example():
+  rows, length, size = 4000, 18, 4  # answers of 3 blocks, the last one short, and of 2
+  segments = np.tile(np.int32([1] * 10 + [2] * 8), (rows, 1))
+  batch = full_batch(rows, length)._replace(segments=segments)
+  objective = replaced(block_size=size, coupled=False)
+  drawn = []
+  for step in (0, 1):
+    canvas = noised(batch, step, objective=objective, rows=rows, mask_id=MASK).batch.canvas
+    first = canvas[:, :10:size].argmax(1), canvas[:, 10::size].argmax(1)
+    assert set(canvas.sum(1)) == {8, 6}
+    drawn += first
+  for numbers, blocks in zip(drawn, (3, 2, 3, 2), strict=True):
+    counts = np.bincount(numbers, minlength=blocks)
+    assert len(counts) == blocks
+    assert np.abs(counts - rows / blocks).max() < 5 * (rows / blocks) ** 0.5
+  for one, other in itertools.combinations(drawn, 2):  # examples and steps draw apart
+    assert abs(np.corrcoef(one, other)[0, 1]) < 5 / rows**0.5
+
+
+def test_the_mask_id_in_the_data_is_neither_noised_nor_scored_but_stays_in_the_answer():
+  batch = packed_batch(64, 24)
+  result = noised(batch, 0, objective=replaced(coupled=False), rows=64, mask_id=MASK)
+  np.testing.assert_array_equal(result.answer, batch.canvas)
+  np.testing.assert_array_equal(result.batch.canvas, batch.canvas & (batch.tokens != MASK))
+  assert not result.weights.nll[batch.tokens == MASK].any()
+  assert (batch.canvas & (batch.tokens == MASK)).any()
+
+
 # Randomness
 
 
 @pytest.mark.parametrize(
-  ("times", "coupled"), [("stratified", True), ("independent", True), ("stratified", False)]
+  ("times", "coupled", "block_size"),
+  [("stratified", True, 0), ("independent", True, 2), ("stratified", False, 0)],
 )
-def test_noise_is_a_function_of_the_row_number(times, coupled):
-  objective = replaced(times=times, coupled=coupled, num_timesteps=0)
+def test_noise_is_a_function_of_the_row_number(times, coupled, block_size):
+  objective = replaced(times=times, coupled=coupled, num_timesteps=0, block_size=block_size)
   batch = packed_batch(32, 24)
   run = functools.partial(noised, objective=objective, rows=32, mask_id=MASK)
   whole = run(batch, 5)
@@ -156,9 +210,10 @@ def test_noise_is_a_function_of_the_row_number(times, coupled):
   assert (run(batch, 6).corrupted != whole.corrupted).any()
 
 
-@pytest.mark.parametrize("times", ["stratified", "independent"])
-def test_noise_is_bit_equal_on_eight_devices_and_rows_stay_where_they_are(times):
-  batch, objective = packed_batch(32, 24), replaced(times=times, num_timesteps=0)
+@pytest.mark.parametrize(("times", "block_size"), [("stratified", 0), ("independent", 2)])
+def test_noise_is_bit_equal_on_eight_devices_and_rows_stay_where_they_are(times, block_size):
+  batch = packed_batch(32, 24)
+  objective = replaced(times=times, num_timesteps=0, block_size=block_size)
   arguments = {"objective": objective, "rows": 32, "mask_id": MASK}
   alone = noised(batch, 5, **arguments)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -176,12 +231,13 @@ def test_noise_is_bit_equal_on_eight_devices_and_rows_stay_where_they_are(times)
 def test_keys_differ_by_seed_purpose_and_step():
   purposes = (
     objectives.TIMES, objectives.NOISE, objectives.TIED_NOISE, objectives.DROPOUT,
+    objectives.OPENING, objectives.BLOCK,
   )  # fmt: skip
   words = [
     tuple(jax.random.key_data(objectives.purpose_key(*of)).tolist())
     for of in itertools.product((0, 1), purposes, (0, 1, 2))
   ]
-  assert len(set(words)) == 2 * 4 * 3
+  assert len(set(words)) == 2 * 6 * 3
   traced = jax.jit(objectives.purpose_key, static_argnums=(0, 1))(1, objectives.NOISE, 2)
   plain = objectives.purpose_key(1, objectives.NOISE, 2)
   assert (jax.random.key_data(traced) == jax.random.key_data(plain)).all()

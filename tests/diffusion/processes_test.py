@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffjax.diffusion import processes
+from diffjax.models import transformer
 from diffjax.types import Batch
 
 MASK = 4
@@ -71,6 +72,42 @@ def test_draws_are_uniform_and_uncorrelated_between_rows_and_positions():
   centred = (draws - 0.5) * np.sqrt(12)
   for product in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
     assert abs(product.sum()) < 5 * np.sqrt(product.size)
+
+
+def packed_rows(rows, length, examples):
+  """Segments and canvas of rows of examples with contiguous answers, one without any."""
+  draws = np.random.default_rng(3)
+  segments, canvas = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+  for row in range(rows):
+    bounds = np.sort(draws.choice(np.arange(1, length), examples, replace=False))
+    for segment, (start, stop) in enumerate(zip([0, *bounds], bounds, strict=False), 1):
+      segments[row, start:stop] = segment
+      canvas[row, start + draws.integers(0, stop - start + 1) : stop] = True
+  return segments, canvas
+
+
+def test_one_block_is_what_attention_orders_as_one():
+  rows, length, size = 200, 40, 3
+  segments, canvas = packed_rows(rows, length, 3)
+  order = jax.jit(functools.partial(transformer.answer_order, attention="blocks", block_size=size))(
+    canvas, segments
+  )
+  of_example = np.random.default_rng(0).random((rows, 4)).astype(np.float32)
+  of_example[::5] = np.float32(1 - 2**-24)  # the largest draw there is
+  uniform = np.take_along_axis(of_example, segments, 1)
+  narrow = jax.jit(processes.one_block, static_argnames="block_size")
+  have = np.asarray(narrow(uniform, canvas, segments, block_size=size))
+  counts = []
+  for row in range(rows):
+    for segment in (1, 2, 3):
+      mine = (segments[row] == segment) & canvas[row]
+      blocks = -(-mine.sum() // size)
+      counts.append(blocks)
+      drawn = 1 + int(np.float64(of_example[row, segment]) * blocks)
+      np.testing.assert_array_equal(have[row] & mine, mine & (np.asarray(order[row]) == drawn))
+      assert (have[row] & mine).any() == mine.any()
+  assert not (have & ~canvas).any()
+  assert {0, 1, 2, 5} <= set(counts)
 
 
 def test_twins_are_neighbours_and_numbered():

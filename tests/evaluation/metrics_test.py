@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffjax import similarity
 from diffjax.evaluation import metrics
 from diffjax.types import UserError
 
@@ -51,7 +52,7 @@ def test_rouge_l_by_hand():
   ],
 )
 def test_rouge_l_sees_words_of_other_scripts(hypothesis, reference, words, shared):
-  tokenize = metrics.UnicodeTokenizer().tokenize
+  tokenize = similarity.UnicodeTokenizer().tokenize
   assert len(tokenize(hypothesis)) == words
   expected = 100 * 2 * shared / (words + len(tokenize(reference)))
   assert metrics.rouge_l([hypothesis], [reference]) == pytest.approx(expected)

@@ -15,6 +15,8 @@ class Letters:
 
 
 class Answer:
+  network_calls = 3
+
   def __init__(self, text):
     self.text = text
 
@@ -52,6 +54,7 @@ def test_scores_are_grouped_by_task_and_answers_keep_their_order():
   assert report.mean["exact_match"] == 75
   assert report.mean["bleu"] == report.scores["copy"]["bleu"]
   assert "tok:13a" in report.bleu_signature
+  assert report.network_calls == 3
 
 
 def test_the_gold_length_and_the_settings_reach_the_sampler():
@@ -75,3 +78,12 @@ def test_a_long_prompt_is_cut_as_in_training_or_refused():
   assert parrot.asked == [("c d e", 9)]
   with pytest.raises(UserError, match="does not fit 16 positions"):
     tasks.evaluate(parrot, EXAMPLES[:1], max_length=16)
+
+
+def test_without_the_gold_length_the_model_decides():
+  parrot = Parrot()
+  parrot.generate_ids = lambda prompts, *, lengths, **settings: [
+    Answer("b" if lengths is None else "gold") for _ in prompts
+  ]
+  report = tasks.evaluate(parrot, EXAMPLES, gold_length=False, length_beam=3)
+  assert report.hypotheses == ["b", "b", "b"]

@@ -113,6 +113,16 @@ def test_targets_choose_the_projections():
     transformer.shapes(plain, ALL)
 
 
+def test_a_length_head_is_split_off_where_it_is_trained():
+  params = transformer.shapes(dataclasses.replace(CONFIG, length_classes=3), ALL)
+  assert "length_head" in lora.split(params)[0]
+  frozen, trained = lora.split(params, length_head=True)
+  assert set(trained) == {"layers", "length_head"}
+  assert trained["length_head"] == params["length_head"]
+  assert frozen == lora.split(transformer.shapes(CONFIG, ALL))[0]
+  assert lora.join(frozen, trained) == params
+
+
 def test_join_is_the_inverse_of_split_and_refuses_what_stands_twice():
   params = transformer.shapes(CONFIG, ALL)
   frozen, adapters = lora.split(params)

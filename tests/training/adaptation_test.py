@@ -12,7 +12,7 @@ from diffjax import model as models
 from diffjax.config import ComputeConfig, Contract, ModelConfig, config_from_dict
 from diffjax.conversion import leaves
 from diffjax.models import transformer
-from diffjax.training.adaptation import Annealing, adapt
+from diffjax.training.adaptation import Annealing, adapt, trained_contract
 from diffjax.types import UserError
 
 LENGTH = 64
@@ -24,6 +24,7 @@ LLAMA = ModelConfig(
 )  # fmt: skip
 CAUSAL = Contract(bos_id=0, pad_id=2, eos_id=2, mask_id=-1, attention="causal")
 DENOISES = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=39)
+DATA = {"train": {"kind": "text", "path": "x"}, "max_length": 64}
 
 
 class Tokenizer:
@@ -33,9 +34,7 @@ class Tokenizer:
 
 
 def experiment(**sections):
-  source = {"kind": "text", "path": "x"}
-  values = {"init_from": "source", "data": {"train": source, "max_length": 64}, **sections}
-  return config_from_dict(values)
+  return config_from_dict({"init_from": "source", "data": DATA, **sections})
 
 
 def source(contract=CAUSAL, config=LLAMA):
@@ -135,6 +134,29 @@ def test_a_length_head_is_left_out_and_told():
   assert "length_head" not in model.params
   assert model.config == LLAMA
   assert "length head" in notes[0]
+
+
+def test_a_length_head_that_is_trained_is_kept():
+  before = source(DENOISES, dataclasses.replace(LLAMA, length_classes=5))
+  model, _, notes = adapt(experiment(length={"weight": 0.1}), before)
+  assert (model.config, notes) == (before.config, [])
+  jax.tree.map(np.testing.assert_array_equal, in_memory(model.params), before.params)
+
+
+@pytest.mark.parametrize("attention", ["prefix", "blocks"])
+def test_answers_of_a_causal_source_may_be_read_after_their_prompts(attention):
+  section = {"attention": attention, "block_size": 4 * (attention == "blocks")}
+  config = experiment(diffusion=section, data={**DATA, "end_padding": 4})
+  model, annealing, notes = adapt(config, source())
+  assert annealing is None
+  assert f"attention is {attention} from the first step" in notes
+  contract = trained_contract(config, model.contract)
+  assert (contract.attention, contract.output_shift, contract.mask_id) == (attention, 1, 40)
+  # Such weights are no causal model any more.
+  again, annealing, notes = adapt(config, source(contract))
+  assert (again.contract, annealing, notes) == (contract, None, [])
+  with pytest.raises(UserError, match="source is no causal model"):
+    adapt(experiment(adaptation={"anneal_steps": 4}), source(contract))
 
 
 REFUSED = [

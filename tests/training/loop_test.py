@@ -216,7 +216,7 @@ REFUSED = [
   ({"data.batch_size": 12}, "12 rows must divide"),
   ({"lora": {"rank": 2}}, "lora.rank = 2: adapters need weights"),
   ({"adaptation": {"anneal_steps": 2}}, "config.adaptation is for causal weights"),
-  ({"model.length_classes": 4}, "length_classes = 4: a length head"),
+  ({"model.length_classes": 4}, "length_classes = 4: the head is a section of its own"),
 ]
 
 

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.diffusion.strategies.strategy import State, all_masked, ranks
+from diffjax.diffusion.strategies.routing import masked_counts, rates, route
+from diffjax.diffusion.strategies.strategy import (
+  State,
+  all_masked,
+  bucket,
+  gumbels,
+  never,
+  pad_steps,
+)
 from diffjax.diffusion.vocabulary import Prediction
 from diffjax.types import Array
 
@@ -47,62 +55,34 @@ class Reparam:
 
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """No row waits: every step compares all positions anew."""
-    return jnp.zeros_like(state.done)
+    return never(state)
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array
   ) -> State:
     """Step s = number + 1 on canvas bool[B, C]; keys [B, C] serve the noise on the ranks."""
-    counts, rates = jnp.asarray(self.counts), jnp.asarray(self.rates)
-    scores = prediction.scores.astype(jnp.float32)
-    confidence = scores
+    confidence = prediction.scores.astype(jnp.float32)
     if self.stochastic:
-      gumbel = jax.vmap(jax.vmap(jax.random.gumbel))(keys)
-      confidence = scores + self.noise_scale * rates[number] * gumbel
-    left = counts[number, canvas.sum(-1)]  # [B]
-    lowest = (ranks(confidence, canvas) < left[:, None]) & canvas
-
-    again = lowest  # revealed positions that go back to the mask
-    if self.conditional:
-      again &= (prediction.tokens == state.tokens) & (scores < state.scores)
-    masked = jnp.where(state.masked, lowest, again)
-    revealed = state.masked & ~masked
-    return State(
-      tokens=jnp.where(revealed, prediction.tokens, state.tokens),
-      masked=masked,
-      scores=jnp.where(masked, -jnp.inf, jnp.where(revealed, scores, state.scores)),
-      done=left == 0,
-    )
+      confidence += self.noise_scale * jnp.asarray(self.rates)[number] * gumbels(keys)
+    left = jnp.asarray(self.counts)[number, canvas.sum(-1)]  # [B]
+    return route(state, prediction, confidence, left, canvas=canvas, conditional=self.conditional)
 
 
-def masked_counts(schedule: str, num_steps: int, canvas_size: int) -> np.ndarray:
-  """k(|C|, s) = floor(|C| rate(s)), the canvas positions masked after step s.
-
-  linear: rate = 1 - s/S, in whole numbers. cosine: rate = cos(pi s / 2S), in float64; it is
-  rational only at s/S = 2/3 and 1, so that with those two exact no product lies on a whole number
-  by anything but rounding.
-
-  Args:
-    schedule: 'linear' or 'cosine'.
-    num_steps: S.
-    canvas_size: the largest |C|.
-
-  Returns:
-    int32[S, canvas_size + 1], row s - 1 for step s.
-  """
-  sizes = np.arange(canvas_size + 1)
-  if schedule == "linear":
-    left = num_steps - np.arange(1, num_steps + 1)
-    return (sizes * left[:, None] // num_steps).astype(np.int32)
-  return np.floor(sizes * rates("cosine", num_steps)[:, None]).astype(np.int32)
-
-
-def rates(schedule: str, num_steps: int) -> np.ndarray:
-  """float64[S]: the share of the canvas that stays masked after steps 1 .. S."""
-  steps = np.arange(1, num_steps + 1)
-  if schedule == "linear":
-    return 1 - steps / num_steps
-  rates = np.cos(np.pi * steps / (2 * num_steps))
-  rates[3 * steps == 2 * num_steps] = 0.5
-  rates[-1] = 0.0
-  return rates
+def reparam(
+  *,
+  conditional: bool,
+  noise_scale: float | None,
+  schedule: str,
+  num_steps: int,
+  canvas_size: int,
+) -> Reparam:
+  """The strategy for canvases up to canvas_size; noise_scale None: deterministic."""
+  size = bucket(num_steps)
+  return Reparam(
+    counts=pad_steps(masked_counts(schedule, num_steps, canvas_size), size),
+    rates=pad_steps(rates(schedule, num_steps).astype(np.float32), size),
+    noise_scale=np.float32(noise_scale or 0),
+    num_steps=np.int32(num_steps),
+    conditional=conditional,
+    stochastic=noise_scale is not None,
+  )

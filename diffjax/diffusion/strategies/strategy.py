@@ -8,7 +8,9 @@ end that is decided. All that it decides, it decides row by row.
 
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffjax.diffusion.vocabulary import Prediction
 from diffjax.types import Array
@@ -64,6 +66,16 @@ def all_masked(canvas: Array, memory: Any = ()) -> State:
   return State(jnp.zeros(canvas.shape, jnp.int32), canvas, scores, ~canvas.any(-1), memory)
 
 
+def never(state: State) -> Array:
+  """bool[B], no row: what a strategy answers whose rows wait in no step."""
+  return jnp.zeros_like(state.done)
+
+
+def places(canvas: Array) -> Array:
+  """int32[B, C]: how many canvas positions of the row are before each."""
+  return jnp.cumsum(canvas, axis=-1, dtype=jnp.int32) - 1
+
+
 def ranks(values: Array, among: Array) -> Array:
   """int32[B, C]: places in ascending order among the positions `among`; ties by position.
 
@@ -83,3 +95,27 @@ def reveal(state: State, prediction: Prediction, revealed: Array) -> State:
     scores=jnp.where(revealed, prediction.scores, state.scores),
     done=~masked.any(-1),
   )
+
+
+def uniforms(keys: Array) -> Array:
+  """float32[B, C] in [0, 1), one of each of keys [B, C]."""
+  return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32)))(keys)
+
+
+def gumbels(keys: Array) -> Array:
+  """float32[B, C], standard Gumbel variables, one of each of keys [B, C]."""
+  return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, dtype=jnp.float32)))(keys)
+
+
+def bucket(num_steps: int) -> int:
+  """The power of two, 16 or more, that tables of so many steps are padded to.
+
+  A number of steps inside the bucket runs the same compiled program.
+  """
+  return max(16, 1 << (max(num_steps, 1) - 1).bit_length())
+
+
+def pad_steps(table: np.ndarray, size: int, *, fill: float = 0) -> np.ndarray:
+  """A table [S, ...] with rows of `fill` up to `size` steps."""
+  padding = ((0, size - len(table)),) + ((0, 0),) * (table.ndim - 1)
+  return np.pad(table, padding, constant_values=fill)

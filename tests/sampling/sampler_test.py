@@ -1,57 +1,16 @@
 """The Sampler: layout, order, invariance to batch mates, shapes, traces, mistakes."""
 
-import dataclasses
-import hashlib
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from letter_models import CONFIG, LetterTokenizer, make_model, random_prompts
 
-from diffjax import sampling
-from diffjax.config import Contract, ModelConfig
-from diffjax.diffusion import generation
-from diffjax.model import Model
 from diffjax.models import transformer
-from diffjax.sampling import MASK_MARK, Sampler, Shape, plan_batches
+from diffjax.sampling import MASK_MARK, Sampler
 from diffjax.types import UserError
 
-CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=40, known_ids=38)
-CONFIG = ModelConfig(
-  vocab_size=41, width=32, layers=2, heads=4, ffn_width=64, max_positions=48, dropout=0.0
-)
 STRICT = {"strict": True, "batch_size": 8}  # 8 rows: most tests share few programs
 STOCHASTIC = "reparam-uncond-stochastic2.0-cosine"
-
-
-class LetterTokenizer:
-  """Ids 4.. are letters; a text is its letters."""
-
-  vocab_size = 38  # two fewer than the model's rows before the mask
-  letters = " abcdefghijklmnopqrstuvwxyzABCDEFG"
-
-  def encode(self, text):
-    return [4 + self.letters.index(letter) for letter in text]
-
-  def decode(self, ids):
-    return "".join(self.piece(id_) for id_ in ids)
-
-  def piece(self, id_):
-    return "?" if id_ < 4 else self.letters[id_ - 4]
-
-
-def make_model(*, seed=0, tokenizer=LetterTokenizer()):  # noqa: B008 (it has no state)
-  """Weights far larger than fresh ones: answers depend on the prompt and on each other."""
-  random = np.random.default_rng(seed)
-
-  def draw(path, leaf):
-    center = 1.0 if "scale" in str(path[-1]) else 0.0
-    return jnp.asarray(random.normal(center, 0.12, leaf.shape).astype(np.float32))
-
-  params = jax.tree_util.tree_map_with_path(draw, transformer.shapes(CONFIG))
-  # The rows that are no tokens would win everywhere if they could.
-  params["head"]["bias"] = params["head"]["bias"].at[LetterTokenizer.vocab_size :].add(9)
-  return Model(CONFIG, CONTRACT, params, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -59,72 +18,8 @@ def sampler():
   return Sampler(make_model())
 
 
-def random_prompts(count, seed=0):
-  """All different: equal ones would get different noise."""
-  random = np.random.default_rng(seed)
-  draw = lambda: "".join(random.choice(list(LetterTokenizer.letters[1:]), random.integers(1, 10)))
-  return [f"{draw()}{LetterTokenizer.letters[1 + n]}" for n in range(count)]
-
-
 def values(generation):
   return generation.ids, generation.scores, generation.network_calls
-
-
-def test_rows_are_laid_out_as_trained(sampler):
-  prompts, canvases = [[7, 40, 8], [9]], [2, 3]
-  rows = sampler._lay_out(prompts, canvases, sampling._key_words(prompts), Shape(4, 8, 8))
-  assert rows.tokens.tolist() == [
-    [0, 7, 40, 8, 40, 40, 2, 1],
-    [0, 9, 40, 40, 40, 2, 1, 1],
-    [1] * 8,
-    [1] * 8,
-  ]
-  assert rows.segments.sum(1).tolist() == [7, 6, 0, 0]
-  assert [rows.canvas[b][rows.canvas_mask[b]].tolist() for b in range(4)] == [
-    [4, 5],
-    [2, 3, 4],
-    [],
-    [],
-  ]
-
-
-def test_a_predicted_end_stands_in_the_canvas_and_ends_the_text(sampler):
-  model = make_model()
-  contract = dataclasses.replace(CONTRACT, end="predicted")
-  ending = Sampler(dataclasses.replace(model, contract=contract))
-  rows = ending._lay_out([[7, 8]], [3], sampling._key_words([[7, 8]]), Shape(1, 8, 8))
-  assert rows.tokens.tolist() == [[0, 7, 8, 40, 40, 40, 1, 1]]
-  ids = np.asarray([5, 2, 6, 7])  # </s> in the middle
-  decoded = generation.Decoded(
-    tokens=None,
-    scores=np.asarray([[-1.0, -2.0, -3.0, -4.0]]),
-    steps=np.asarray([1]),
-    network_calls=1,
-    trace=None,
-  )
-  answer = ending._finish(ids, decoded, 0, 4)
-  assert (answer.text, answer.score, answer.ids) == (
-    LetterTokenizer().decode([5]),
-    -1.0,
-    [5, 2, 6, 7],
-  )
-  assert sampler._finish(ids, decoded, 0, 4).text == LetterTokenizer().decode([5, 6, 7])
-
-
-def test_a_causal_model_without_a_mask_is_refused():
-  contract = dataclasses.replace(CONTRACT, mask_id=-1, attention="causal")
-  with pytest.raises(UserError, match="causal model without a mask"):
-    Sampler(dataclasses.replace(make_model(), contract=contract))
-
-
-def test_key_words_are_the_hash_the_sample_and_the_count_of_equals():
-  words = sampling._key_words([[5, 6], [7], [5, 6], [5, 6]])
-  digest = hashlib.sha256(b"\x05\0\0\0\x06\0\0\0").digest()
-  expected = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")]
-  assert words[0].tolist() == [*expected, 0, 0]
-  assert words[:, 3].tolist() == [0, 0, 1, 2]
-  assert (words[0, :2] == words[3, :2]).all()
-  assert (words[0, :2] != words[1, :2]).all()
 
 
 def test_answers_have_the_lengths_asked_for_and_no_illegal_id(sampler):
@@ -137,6 +32,7 @@ def test_answers_have_the_lengths_asked_for_and_no_illegal_id(sampler):
     kept = [id_ for id_ in answer.ids if id_ not in (0, 1, 2)]
     assert answer.text == LetterTokenizer().decode(kept)
     scores = [s for id_, s in zip(answer.ids, answer.scores, strict=True) if id_ in kept]
+    assert answer.total == (pytest.approx(np.sum(scores)) if kept else -np.inf)
     assert answer.score == (pytest.approx(np.mean(scores)) if kept else -np.inf)
     assert answer.trace is None
   assert answers[0].network_calls == 1
@@ -224,11 +120,12 @@ def test_trace_shows_every_call_of_the_row(sampler):
   short, long = sampler.generate(prompts, lengths=[1, 8], num_steps=6, return_trace=True)
   assert len(short.trace) == short.network_calls == 1
   assert len(long.trace) == long.network_calls == 6
-  marks = [step.count(MASK_MARK) for step in long.trace]
+  marks = [step.text.count(MASK_MARK) for step in long.trace]
+  assert marks == [sum(step.masked) for step in long.trace]
   assert marks == [7, 6, 5, 4, 2, 0]
   # Space comes from the tokens alone once nothing is masked, but for one before the first word.
-  assert long.trace[-1] == long.text.removeprefix(" ")
-  assert "".join(long.trace[0].split(MASK_MARK)).strip() != long.text or len(set(long.ids)) == 1
+  assert long.trace[-1].text == long.text.removeprefix(" ")
+  assert long.trace[-1].scores == long.scores
 
 
 def test_prompts_that_hold_the_mask_id_are_read_and_not_written(sampler):
@@ -245,35 +142,6 @@ def test_without_a_tokenizer_text_is_refused():
     Sampler(model).generate("abc", lengths=2)
   with pytest.raises(UserError, match="no tokenizer"):
     Sampler(model).generate_ids([[5]], lengths=2, return_trace=True)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_planned_batches_hold_every_row_once_and_fit(strict):
-  random = np.random.default_rng(0)
-  for count in (0, 1, 5, 32, 100):
-    canvases = random.integers(1, 200, count)
-    lengths = np.minimum(canvases + random.integers(3, 320, count), 514)
-    plan = plan_batches(lengths, canvases, batch_size=24, max_positions=514, strict=strict)
-    assert sorted(i for members, _ in plan for i in members) == list(range(count))
-    for members, shape in plan:
-      assert len(members) <= shape.rows <= 24
-      assert max(lengths[i] for i in members) <= shape.length <= 514
-      assert max(canvases[i] for i in members) <= shape.canvas
-    if count == 1:
-      assert plan[0][1].rows == (24 if strict else 1)
-
-
-def test_strict_shapes_depend_on_the_row_alone():
-  lengths, canvases = [20, 40, 100, 33, 20], [3, 9, 40, 9, 8]
-  plan = lambda rows: plan_batches(
-    [lengths[i] for i in rows],
-    [canvases[i] for i in rows],
-    batch_size=4, max_positions=514, strict=True,
-  )  # fmt: skip
-  together = {i: shape for members, shape in plan(range(5)) for i in members}
-  assert all(plan([i])[0][1] == together[i] for i in range(5))
-  assert together[0] == Shape(4, 32, 8)
-  assert together[2] == Shape(4, 128, 64)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Weights for benchmarks/decoding.py: 6 layers x 256, so briefly trained that they are half sure.
+
+  python benchmarks/decoding.py --write-data=runs/decoding_data
+  for weights in 8000-full 8000-prefix 64000-full 64000-prefix; do
+    diffjax train --config=configs/decoding_benchmark.py:$weights --workdir=runs/decoding_$weights
+  done
+
+The argument is V and the attention. The shipped tokenizer has fewer ids than V: its further rows
+are never predicted, but computed like the others, here and in PyTorch.
+
+Hardware: 2 CPU cores, about 5 minutes each. Expected: see docs/sampling.md's table of speed.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(weights: str = "8000-full") -> ConfigDict:
+  vocabulary, attention = weights.split("-")
+  part = lambda name: dict(kind="jsonl", path=f"runs/decoding_data/{name}.jsonl")
+  config = ConfigDict()
+  config.model = dict(
+    vocab_size=int(vocabulary), width=256, layers=6, heads=4, ffn_width=1024, dropout=0.0,
+    max_positions=128,
+  )  # fmt: skip
+  config.data = dict(
+    tokenizer="tiny_mlm",
+    train=part("train"),
+    validation=part("validation"),
+    test=part("test"),
+    max_length=96,
+    batch_size=16,
+  )
+  config.diffusion = dict(attention=attention, coupled=False)
+  config.optimizer = dict(learning_rate=1e-3, warmup_steps=40, decay="cosine")
+  config.training = dict(steps=200, log_every=20, checkpoint_every=100)
+  config.evaluation = dict(examples=32, num_steps=10)
+  return config

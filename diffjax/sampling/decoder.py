@@ -1,0 +1,251 @@
+"""Requests in, answers out: batches are laid out, run in compiled programs, and read back."""
+
+import functools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from rich.progress import track
+
+from diffjax.diffusion import generation, likelihood, strategies, vocabulary
+from diffjax.model import Model
+from diffjax.sampling import layout, programs
+from diffjax.sampling.layout import Request, Rows, Shape
+from diffjax.sampling.results import Generation, Score, Step
+from diffjax.sampling.settings import Settings
+from diffjax.types import GENERATOR, Array, Params
+
+Sides = tuple[Request, ...]  # a request; under guidance also the one without its prompt
+
+
+class Run(NamedTuple):
+  """How requests are run: all that they have in common."""
+
+  settings: Settings
+  params: Params
+  seed: int
+  batch_size: int
+  strict: bool = False
+  trace: bool = False
+  ends: bool = False  # whether a revealed </s> ends its row
+  progress: str = ""
+
+
+class Decoder:
+  """The compiled programs of a model, and what runs them; several threads may share it."""
+
+  def __init__(self, model: Model):
+    """Compiles nothing yet."""
+    self._model = model
+    self._watchers: dict[int, queue.SimpleQueue] = {}
+    self._lock = threading.Lock()
+    self._decode = jax.jit(
+      functools.partial(programs.decode, model=model, watch=self._watch), static_argnames="pattern"
+    )
+    self._predict_lengths = jax.jit(
+      functools.partial(programs.predict_lengths, model=model), static_argnames="beam"
+    )
+
+    self._score = jax.jit(functools.partial(programs.score, model=model))
+
+  @property
+  def programs(self) -> int:
+    """How many decoding programs have been compiled so far."""
+    return self._decode._cache_size()
+
+  def plan(
+    self, lengths: Sequence[int], canvases: Sequence[int], *, batch_size: int, strict: bool
+  ) -> list[tuple[list[int], Shape]]:
+    """layout.plan_batches for this model."""
+    return layout.plan_batches(
+      lengths,
+      canvases,
+      batch_size=batch_size,
+      max_positions=self._model.config.max_positions,
+      strict=strict,
+      multiple=max(1, self._model.contract.block_size),
+    )
+
+  def predict_lengths(
+    self, prompts: Sequence[Sequence[int]], room: Sequence[int], how: Run
+  ) -> list[list[int]]:
+    """The length head's likeliest lengths for each prompt, best first, none above its room."""
+    contract = self._model.contract
+    beam = min(how.settings.length_beam, self._model.config.length_classes)
+    ids = [[contract.bos_id, *prompt] for prompt in prompts]
+    blank = lambda row: Request(row, np.arange(0), np.zeros(4, np.uint32), False)
+    sizes: list[list[int]] = [[] for _ in prompts]
+    batches = self.plan(
+      [len(row) for row in ids], [1] * len(ids), batch_size=how.batch_size, strict=how.strict
+    )
+    for members, shape in batches:
+      rows = layout.lay_out([blank(ids[i]) for i in members], shape, pad_id=contract.pad_id)
+      space = np.ones(shape.rows, np.int32)
+      space[: len(members)] = [room[i] for i in members]
+      found, counts = jax.device_get(
+        self._predict_lengths(how.params, rows.tokens, rows.segments, space, beam=beam)
+      )
+      for row, member in enumerate(members):
+        sizes[member] = found[row, : counts[row]].tolist()
+    return sizes
+
+  def run(self, requests: Sequence[Sides], how: Run) -> list[Generation]:
+    """Decodes requests in batches of few shapes; answers in their order."""
+    results: list[Generation | None] = [None] * len(requests)
+    batches = self.plan(
+      [len(request.ids) for request, *_ in requests],
+      [len(request.canvas) for request, *_ in requests],
+      batch_size=how.batch_size,
+      strict=how.strict,
+    )
+    hidden = not how.progress
+    for members, shape in track(batches, how.progress, transient=True, disable=hidden):
+      sides = self._lay_out([requests[i] for i in members], shape)
+      decoded = jax.device_get(self._call(sides, how))
+      for row, member in enumerate(members):
+        size = len(requests[member][0].canvas)
+        results[member] = self._finish(decoded, row, size, ends=how.ends)
+    return results
+
+  def stream(self, request: Sides, how: Run) -> Iterator[Step]:
+    """Every step of one request that could change it, as the compiled program decides it."""
+    steps: queue.SimpleQueue = queue.SimpleQueue()
+    with self._lock:
+      watcher = max(self._watchers, default=0) + 1
+      self._watchers[watcher] = steps
+
+    def work() -> None:
+      size = len(request[0].canvas)
+      ((_, shape),) = self.plan([len(request[0].ids)], [size], batch_size=1, strict=False)
+      try:
+        jax.block_until_ready(self._call(self._lay_out([request], shape), how, watcher=watcher))
+        jax.effects_barrier()
+        steps.put(None)
+      except BaseException as error:  # raised again in the caller's thread
+        steps.put(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+      size = len(request[0].canvas)
+      while (item := steps.get()) is not None:
+        if isinstance(item, BaseException):
+          raise item
+        if item.active[0]:
+          yield self._step(item.tokens[0, :size], item.masked[0, :size], item.scores[0, :size])
+    finally:
+      worker.join()
+      with self._lock:
+        del self._watchers[watcher]
+
+  def score(self, request: Request, *, samples: int, seed: int, batch_size: int) -> Score:
+    """How likely the canvas of a request is as it stands."""
+    contract = self._model.contract
+    target = np.isin(np.arange(len(request.ids)), request.canvas)
+    if not contract.denoises:
+      samples = 1
+    plan = likelihood.plan(target, samples=samples, block_size=contract.block_size)
+    rows = len(plan.scored) if contract.denoises else 1
+    values = np.zeros(rows, np.float32)
+    (_, shape), *_ = self.plan(
+      [len(request.ids)], [len(request.canvas)], batch_size=batch_size, strict=True
+    )
+    for start in range(0, rows, batch_size):
+      members = range(start, min(start + batch_size, rows))
+      requests = [
+        request._replace(key_words=layout.sample_words(request.key_words, n)) for n in members
+      ]
+      scored = np.zeros((shape.rows, shape.length), bool)
+      scored[: len(members), : len(target)] = plan.scored[members]
+      low, high = np.zeros((2, shape.rows), np.float32)
+      low[: len(members)], high[: len(members)] = plan.low[members], plan.high[members]
+      (laid,) = self._lay_out([(one,) for one in requests], shape)
+      key = jax.random.key(seed, impl=GENERATOR)
+      found = jax.device_get(self._score(self._model.params, laid, scored, low, high, key))
+      values[members] = found[: len(members)]
+    if not contract.denoises:
+      return Score(float(values[0]), 0.0, len(request.canvas))
+    return Score(*likelihood.estimate(values, blocks=plan.blocks), len(request.canvas))
+
+  def compile(self, request: Sides, shape: Shape, how: Run) -> None:
+    """Compiles what requests of a shape need, and fills nothing."""
+    sides = self._lay_out([request], shape)
+    self._call(tuple(rows._replace(real=np.zeros_like(rows.real)) for rows in sides), how)
+
+  def _lay_out(self, requests: Sequence[Sides], shape: Shape) -> tuple[Rows, ...]:
+    pad_id = self._model.contract.pad_id
+    return tuple(layout.lay_out(side, shape, pad_id=pad_id) for side in zip(*requests, strict=True))
+
+  def _call(self, sides: tuple[Rows, ...], how: Run, *, watcher: int = 0) -> generation.Decoded:
+    settings, config, contract = how.settings, self._model.config, self._model.contract
+    block_size = contract.block_size
+    if contract.attention == "causal" and settings.strategy == "left_to_right":
+      block_size = 1  # each token is stored once it is written
+    strategy = strategies.parse(
+      settings.strategy,
+      num_steps=settings.num_steps,
+      canvas_size=block_size or sides[0].places.shape[1],
+    )
+    draw = vocabulary.draw(
+      temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
+    )
+    prefixed = contract.attention == "prefix" and not config.zero_mask_embedding
+    pattern = programs.Pattern(
+      ends=how.ends,
+      cached=block_size > 0 or prefixed,
+      block_size=block_size,
+      keep_trace=how.trace,
+      watched=watcher > 0,
+    )
+    guidance = np.float32(settings.guidance) if settings.guidance else None
+    key = jax.random.key(how.seed, impl=GENERATOR)
+    return self._decode(
+      how.params, sides, key, strategy, draw, guidance, np.int32(watcher), pattern=pattern
+    )
+
+  def _watch(self, watcher: Array, step: generation.Trace) -> None:
+    """Called by the compiled program, on a thread of its own."""
+    self._watchers[int(watcher)].put(jax.tree.map(np.asarray, step))
+
+  @property
+  def special(self) -> tuple[int, ...]:
+    """Ids that do not become text."""
+    contract = self._model.contract
+    return contract.bos_id, contract.pad_id, contract.eos_id
+
+  def _finish(self, decoded: generation.Decoded, row: int, size: int, *, ends: bool) -> Generation:
+    """One row's answer."""
+    contract, tokenizer = self._model.contract, self._model.tokenizer
+    special = self.special
+    ids, scores = decoded.tokens[row, :size].tolist(), decoded.scores[row, :size].tolist()
+    # A predicted end is where the text ends, whatever else stands on the canvas.
+    kept = ids.index(contract.eos_id) if ends and contract.eos_id in ids else size
+    said = [(id_, score) for id_, score in zip(ids[:kept], scores[:kept], strict=True)
+            if id_ not in special]  # fmt: skip
+    total = sum(score for _, score in said) if said else float("-inf")
+    trace = None
+    if decoded.trace is not None:
+      columns = [x[:, row, :size] for x in decoded.trace[:3]]
+      trace = [
+        self._step(*(x[n] for x in columns)) for n in np.flatnonzero(decoded.trace.active[:, row])
+      ]
+    return Generation(
+      text=tokenizer.decode([id_ for id_, _ in said]) if tokenizer else "",
+      ids=ids,
+      scores=scores,
+      score=total / max(1, len(said)),
+      total=total,
+      network_calls=int(decoded.calls[row]),
+      trace=trace,
+    )
+
+  def _step(self, ids: np.ndarray, masked: np.ndarray, scores: np.ndarray) -> Step:
+    special, piece = self.special, self._model.tokenizer.piece
+    tokens = [
+      "" if hidden or id_ in special else piece(id_)
+      for id_, hidden in zip(ids.tolist(), masked.tolist(), strict=True)
+    ]
+    return Step(tokens, masked.tolist(), scores.tolist())

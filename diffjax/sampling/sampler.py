@@ -1,0 +1,437 @@
+"""The public API: a Sampler around a model."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from diffjax import model as models
+from diffjax.data import features
+from diffjax.sampling import checks, infilling, layout, selection
+from diffjax.sampling.decoder import Decoder, Run
+from diffjax.sampling.results import Generation, Score, Step
+from diffjax.sampling.settings import Settings, settings_of
+from diffjax.types import Example, Params, UserError
+
+_BATCH_SIZE = 32
+_OPEN_CANVAS = 64  # tokens of a canvas that a predicted end cuts short, where nothing says more
+
+
+class Sampler:
+  """Answers prompts with a model. Programs are compiled once per shape and kept.
+
+  A shape is (rows, row length, canvas size), each rounded up to a bucket: rows to a power of two
+  up to `batch_size`, or to `batch_size` itself if there is more than one batch; row lengths to 32,
+  64, 128, ... and the model's longest; canvases to 8, 16, 32, ... (whole blocks, where the model
+  has blocks). So a service with batches of 32, prompts up to 512 tokens and canvases up to 64
+  compiles 6 x 5 x 4 programs at most for one kind of strategy, and with `strict` 5 x 4.
+
+  May be used from several threads at once.
+  """
+
+  def __init__(self, model: models.Model):
+    """Wraps a model; nothing is compiled yet.
+
+    A causal model without a mask is decoded from left to right, which is the autoregressive
+    control: its output n - 1 predicts token n.
+
+    Raises:
+      UserError: the model neither denoises nor is causal, or cannot be decoded as it was trained.
+    """
+    contract = model.contract
+    if not contract.denoises:
+      if contract.attention != "causal":
+        raise UserError("this model has no mask and is not causal, so it generates nothing")
+      contract = dataclasses.replace(contract, output_shift=1, end="predicted")
+      model = dataclasses.replace(model, contract=contract)
+    if contract.attention == "blocks" and model.config.zero_mask_embedding:
+      raise UserError(
+        "attention 'blocks' needs a cache, and the embeddings of this model depend on the whole row"
+      )
+    self.model = model
+    self._decoder = Decoder(model)
+
+  @classmethod
+  def load(cls, path: str | Path) -> Self:
+    """From any directory that `diffjax.load` understands. Raises UserError."""
+    return cls(models.load(path))
+
+  @property
+  def programs(self) -> int:
+    """How many decoding programs have been compiled so far."""
+    return self._decoder.programs
+
+  def settings(self, preset: str = "", **changes: Any) -> Settings:
+    """The settings of a preset with some changed, as every method here takes them.
+
+    A causal model without a mask has but one strategy, `left_to_right`, which is its default.
+
+    Raises:
+      UserError: an unknown preset or setting, an illegal value, or one that the model cannot do.
+    """
+    denoises = self.model.contract.denoises
+    if not denoises:
+      changes = {"strategy": "left_to_right"} | changes
+    settings = settings_of(preset, **changes)
+    if not denoises and settings.strategy != "left_to_right":
+      raise UserError(
+        f"strategy = {settings.strategy!r}: this is a causal model without a mask, which "
+        f"decodes by 'left_to_right' alone; to denoise, train it with section config.adaptation"
+      )
+    if settings.guidance and not denoises and settings.unconditional == "masked":
+      raise UserError("unconditional = 'masked': this model has no mask; choose 'absent'")
+    return settings
+
+  def generate(
+    self,
+    prompts: str | Sequence[str],
+    *,
+    lengths: int | Sequence[int] | None = None,
+    preset: str = "",
+    seed: int = 0,
+    return_trace: bool = False,
+    strict: bool = False,
+    progress: str = "",
+    batch_size: int = _BATCH_SIZE,
+    **changes: Any,
+  ) -> list[Generation]:
+    """Answers prompts, in their order. A single string is a list of one.
+
+    Args:
+      prompts: texts, none of them empty.
+      lengths: tokens of the canvas, for all prompts or for each. None: what the model's length head
+        predicts; or, of a model that predicts its end, as far as that.
+      preset: settings to start from, of PRESETS.
+      seed: with a prompt's tokens, the sample's number and the number of earlier equal prompts, it
+        decides the noise.
+      return_trace: whether the steps are returned.
+      strict: bit-equal answers whatever else is in the list: every row is computed in the shape
+        that its own length and canvas ask for, with `batch_size` rows. Otherwise rows may share a
+        larger shape, which changes scores by float rounding.
+      progress: what a progress bar with ETA is labelled; empty shows none.
+      batch_size: rows computed at a time; every candidate of a prompt is a row.
+      **changes: fields of Settings, such as num_steps=20 or temperature=0.7.
+
+    Raises:
+      UserError: for an empty or undecodable prompt, an illegal length, a prompt that does not fit
+        the model with its answer, no way to know the length, or illegal settings.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    tokenizer = self._tokenizer()
+    for number, text in enumerate(texts, 1):
+      checks.check_text(text, f"prompt {number}")
+    return self.generate_ids(
+      [tokenizer.encode(text) for text in texts],
+      lengths=lengths,
+      preset=preset,
+      seed=seed,
+      return_trace=return_trace,
+      strict=strict,
+      progress=progress,
+      batch_size=batch_size,
+      **changes,
+    )
+
+  def generate_ids(
+    self,
+    prompts: Sequence[Sequence[int]],
+    *,
+    lengths: int | Sequence[int] | None = None,
+    preset: str = "",
+    seed: int = 0,
+    return_trace: bool = False,
+    strict: bool = False,
+    progress: str = "",
+    batch_size: int = _BATCH_SIZE,
+    params: Params | None = None,
+    **changes: Any,
+  ) -> list[Generation]:
+    """`generate` for prompts that are already ids, without <s> and </s>.
+
+    Args:
+      prompts: ids of each prompt.
+      params: other parameters for the same network, as between two steps of training; nothing is
+        compiled again for them.
+      lengths, preset, seed, return_trace, strict, progress, batch_size, **changes: as in
+        `generate`.
+
+    Raises:
+      UserError: as `generate`.
+    """
+    how = self._run(
+      self.settings(preset, **changes), params=params, seed=seed, trace=return_trace,
+      strict=strict, progress=progress, batch_size=batch_size,
+    )  # fmt: skip
+    words = layout.key_words(prompts)
+    requests, owners = [], []
+    for owner, sizes in enumerate(self._sizes(prompts, lengths, how)):
+      for size, sample in itertools.product(sizes, range(how.settings.num_samples)):
+        sample_words = layout.sample_words(words[owner], sample)
+        requests.append(self._sides(prompts[owner], size, sample_words, how.settings))
+        owners.append(owner)
+    candidates: list[list[Generation]] = [[] for _ in prompts]
+    for owner, candidate in zip(owners, self._decoder.run(requests, how), strict=True):
+      candidates[owner].append(candidate)
+    return [selection.best_of(some, how.settings.select) for some in candidates]
+
+  def stream(
+    self,
+    prompt: str,
+    *,
+    lengths: int | None = None,
+    preset: str = "",
+    seed: int = 0,
+    **changes: Any,
+  ) -> Iterator[Step]:
+    """Yields every step of one answer as it is decided; the last one is what `generate` returns.
+
+    Args:
+      prompt, lengths, preset, seed, **changes: as in `generate`; one candidate only.
+
+    Raises:
+      UserError: as `generate`, or for settings with several candidates. Raised at the first step.
+    """
+    settings = self.settings(preset, **changes)
+    if settings.length_beam * settings.num_samples > 1:
+      raise UserError("a stream shows one answer: set length_beam and num_samples to 1")
+    checks.check_text(prompt, "the prompt")
+    ids = self._tokenizer().encode(prompt)
+    how = self._run(settings, seed=seed)
+    ((size,),) = self._sizes([ids], lengths, how)
+    yield from self._decoder.stream(
+      self._sides(ids, size, layout.key_words([ids])[0], settings), how
+    )
+
+  def infill(
+    self,
+    template: str,
+    *,
+    preset: str = "",
+    seed: int = 0,
+    return_trace: bool = False,
+    batch_size: int = _BATCH_SIZE,
+    **changes: Any,
+  ) -> Generation:
+    """Fills the gaps of a text: {{8}} has eight tokens, {{3-6}} three to six, by the best score.
+
+    Args:
+      template: "The {{8}} sat on the {{3-6}}."; every combination of lengths is a candidate.
+      preset, seed, return_trace, batch_size, **changes: as in `generate`.
+
+    Returns:
+      The best candidate; its `text` is the whole text, its ids and scores those of the gaps.
+
+    Raises:
+      UserError: no gap or an illegal one, a text that does not fit the model, attention that only
+        writes on from a prompt, or illegal settings.
+    """
+    settings = self.settings(preset, **changes)
+    contract = self.model.contract
+    if contract.attention in ("blocks", "causal"):
+      raise UserError(
+        f"a model of attention {contract.attention!r} only writes on from a prompt; infilling "
+        f"needs 'full' or 'prefix'"
+      )
+    if settings.guidance:
+      raise UserError(f"guidance = {settings.guidance}: a template has no prompt; set it to 0")
+    how = self._run(settings, seed=seed, trace=return_trace, batch_size=batch_size)
+    parsed = infilling.parse(template)
+    pieces = [self._tokenizer().encode(text) if text else [] for text in parsed.texts]
+    words = layout.key_words([[*itertools.chain(*pieces)]])[0]
+    requests = [
+      self._gapped(pieces, sizes, layout.sample_words(words, sample))
+      for sizes, sample in itertools.product(parsed.sizes, range(settings.num_samples))
+    ]
+    for request in requests:
+      checks.check_fits(len(request.ids), self.model.config.max_positions, "the text")
+    # A </s> in a gap says nothing about the text behind it.
+    candidates = self._decoder.run([(request,) for request in requests], how._replace(ends=False))
+    whole = [
+      dataclasses.replace(candidate, text=self._fill_in(request, candidate.ids))
+      for request, candidate in zip(requests, candidates, strict=True)
+    ]
+    return selection.best_of(whole, settings.select)
+
+  def score(
+    self,
+    prompt: str,
+    target: str,
+    *,
+    samples: int = 128,
+    seed: int = 0,
+    batch_size: int = _BATCH_SIZE,
+  ) -> Score:
+    """How likely a target is after a prompt: a lower bound of log p, with its standard error.
+
+    See diffusion/likelihood.py: exact-count masking (2502.09992), stratified. Exact for a target
+    of one token, and for a causal model without a mask.
+
+    Args:
+      prompt: may be empty.
+      target: not empty; with its </s>, as training had it.
+      samples: network passes, of one row each.
+      seed: decides the masks.
+      batch_size: rows computed at a time.
+
+    Raises:
+      UserError: an empty target, or one that does not fit the model with its prompt.
+    """
+    checks.check_batch(batch_size)
+    checks.check_seed(seed)
+    checks.check_text(target, "the target")
+    row = features.encode(
+      Example(prompt, target), self._tokenizer(), self.model.contract,
+      max_length=self.model.config.max_positions, too_long="drop",
+    )  # fmt: skip
+    if row is None:
+      raise UserError(
+        f"prompt and target have more tokens than the model has positions, "
+        f"{self.model.config.max_positions}; shorten either"
+      )
+    ids = row.tokens.tolist()
+    canvas, words = np.arange(row.canvas_start, len(ids)), layout.key_words([ids])[0]
+    request = layout.Request(ids, canvas, words, closed=False)
+    return self._decoder.score(request, samples=samples, seed=seed, batch_size=batch_size)
+
+  def warm_up(
+    self,
+    *,
+    prompt_tokens: Sequence[int],
+    lengths: Sequence[int],
+    batch_size: int = _BATCH_SIZE,
+    preset: str = "",
+    return_trace: bool = False,
+    **changes: Any,
+  ) -> list[layout.Shape]:
+    """Compiles what `generate` needs for prompts and canvases of these sizes, before they come.
+
+    Programs of `batch_size` rows: all that `strict` calls use, and calls with more than one batch.
+
+    Args:
+      prompt_tokens: tokens of a prompt, for example (30, 60, 120).
+      lengths: tokens of a canvas; combined with each of prompt_tokens as far as both fit.
+      batch_size, preset, return_trace, **changes: as in the calls to come.
+
+    Returns:
+      The shapes that are compiled now.
+
+    Raises:
+      UserError: illegal settings.
+    """
+    how = self._run(self.settings(preset, **changes), trace=return_trace, batch_size=batch_size)
+    canvases = [self._rounded(length) for length in lengths]
+    pairs = [(n + c + self._frame, c) for n in prompt_tokens for c in canvases]
+    pairs = [pair for pair in pairs if pair[0] <= self.model.config.max_positions]
+    if not pairs:
+      return []
+    planned = self._decoder.plan(*zip(*pairs, strict=True), batch_size=batch_size, strict=True)
+    shapes = list(dict.fromkeys(shape for _, shape in planned))
+    blank = self._sides([], 1, np.zeros(4, np.uint32), how.settings)
+    for shape in shapes:
+      self._decoder.compile(blank, shape, how)
+    return shapes
+
+  # How a batch is made and run.
+
+  @property
+  def _frame(self) -> int:
+    """Tokens of a row beside prompt and canvas: <s>, and </s> where it is given."""
+    return 2 if self.model.contract.end == "given" else 1
+
+  @property
+  def _ends(self) -> bool:
+    return self.model.contract.end == "predicted"
+
+  def _tokenizer(self) -> Any:
+    if self.model.tokenizer is None:
+      raise UserError("this model has no tokenizer, so it takes no text; use generate_ids")
+    return self.model.tokenizer
+
+  def _rounded(self, size: int) -> int:
+    """A canvas as training had them: filled up with </s> to a multiple, in whole blocks."""
+    multiple = max(self.model.contract.end_padding, self.model.contract.block_size, 1)
+    return -(-size // multiple) * multiple
+
+  def _run(
+    self,
+    settings: Settings,
+    *,
+    params: Params | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    strict: bool = False,
+    trace: bool = False,
+    progress: str = "",
+  ) -> Run:
+    """The common part of a call, checked. Raises UserError."""
+    checks.check_batch(batch_size)
+    checks.check_seed(seed)
+    if trace:
+      self._tokenizer()
+    params = self.model.params if params is None else params
+    return Run(settings, params, seed, batch_size, strict, trace, self._ends, progress)
+
+  def _sizes(
+    self, prompts: Sequence[Sequence[int]], lengths: int | Sequence[int] | None, how: Run
+  ) -> list[list[int]]:
+    """The canvas sizes to try for each prompt. Raises UserError."""
+    config, contract = self.model.config, self.model.contract
+    room = [config.max_positions - len(prompt) - self._frame for prompt in prompts]
+    if lengths is not None:
+      given = checks.check_lengths(lengths, len(prompts))
+      rounded = map(self._rounded, given)
+      sizes = [
+        min(r, max(size, space)) for r, size, space in zip(rounded, given, room, strict=True)
+      ]
+    elif config.length_classes:
+      checks.check_room(prompts, [1] * len(prompts), self._frame, config.max_positions)
+      return self._decoder.predict_lengths(prompts, room, how)
+    elif self._ends:
+      open_ = contract.end_padding if contract.attention in ("full", "prefix") else 0
+      size = self._rounded(open_ or _OPEN_CANVAS)
+      sizes = [max(1, min(size, space)) for space in room]
+    else:
+      raise UserError(
+        "how long are the answers? give lengths; this model has no length head "
+        "(configs/length_head.py trains one) and predicts no end (config.data.end_padding)"
+      )
+    checks.check_room(prompts, sizes, self._frame, config.max_positions)
+    return [[size] for size in sizes]
+
+  def _sides(
+    self, prompt: Sequence[int], size: int, words: np.ndarray, settings: Settings
+  ) -> tuple[layout.Request, ...]:
+    """The request of a prompt; under guidance also as the network sees it without that."""
+    contract = self.model.contract
+    shown = [prompt]
+    if settings.guidance:
+      masked = settings.unconditional == "masked"
+      shown.append([contract.mask_id] * len(prompt) if masked else [])
+    closed = contract.end == "given"
+    return tuple(
+      layout.Request(*layout.framed(ids, size, contract), words, closed) for ids in shown
+    )
+
+  def _gapped(
+    self, pieces: Sequence[Sequence[int]], sizes: Sequence[int], words: np.ndarray
+  ) -> layout.Request:
+    """`<s> text gap text ... </s>`."""
+    contract = self.model.contract
+    ids, canvas = [contract.bos_id, *pieces[0]], []
+    for size, piece in zip(sizes, pieces[1:], strict=True):
+      canvas += range(len(ids), len(ids) + size)
+      ids += [contract.eos_id] * size + list(piece)
+    if contract.end == "given":
+      ids.append(contract.eos_id)
+    return layout.Request(ids, np.asarray(canvas), words, closed=False)
+
+  def _fill_in(self, request: layout.Request, ids: Sequence[int]) -> str:
+    """The text of a whole row with its canvas filled."""
+    row = np.asarray(request.ids)
+    row[request.canvas] = ids
+    return self._tokenizer().decode(
+      [id_ for id_ in row.tolist() if id_ not in self._decoder.special]
+    )

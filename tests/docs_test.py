@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("README.md")]
 SHELLS = ("bash", "sh", "shell", "console")
 SECTIONS = (
-  "model", "compute", "mesh", "data", "diffusion", "adaptation", "lora", "length", "optimizer", "training",
-  "evaluation",
+  "model", "compute", "mesh", "data", "diffusion", "adaptation", "lora", "length", "optimizer",
+  "training", "evaluation",
 )  # fmt: skip
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
 
   from rich.console import Console
 
-  from diffjax.cli.terminal_trace import print_trace
   from diffjax.cli.tables import show_scores
+  from diffjax.cli.terminal_trace import print_trace
   from diffjax.data.sources import open_source
   from diffjax.evaluation.tasks import Report, evaluate
   from diffjax.model import load

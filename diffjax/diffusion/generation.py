@@ -239,9 +239,14 @@ def generate(
       behind_cache(*side[:3], cache, side.closing)
       for side, cache in zip(sides, caches, strict=True)
     ]
-    return fill(_guided(views, guidance), sides[0].canvas, keys, strategy, draw, **common)
-  return _fill_blocks(
-    sides, caches, keys, strategy, draw, guidance=guidance, block_size=block_size, **common
+    decoded = fill(_guided(views, guidance), sides[0].canvas, keys, strategy, draw, **common)
+  else:
+    decoded = _fill_blocks(
+      sides, caches, keys, strategy, draw, guidance=guidance, block_size=block_size, **common
+    )
+  asked = sides[0].canvas.real.any(-1)
+  return decoded._replace(  # the cache too was a call
+    calls=decoded.calls + asked, network_calls=decoded.network_calls + asked.any()
   )
 
 

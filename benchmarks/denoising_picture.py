@@ -51,19 +51,15 @@ def main() -> None:
 
 def draw(axis, prompt: str, answer) -> None:
   """One prompt; steps run down, the answer's pieces across."""
-  steps = [step.split(" ") for step in answer.trace]
-  width = len(answer.ids)
+  steps, width = answer.trace, len(answer.ids)
   confidence = np.exp(np.asarray(answer.scores))
-  shade = np.zeros((len(steps), width))
-  for row, pieces in enumerate(steps):
-    for column, piece in enumerate(pieces[:width]):
-      shade[row, column] = 0 if piece == MASK_MARK else 0.25 + 0.6 * confidence[column]
+  shade = np.where([step.masked for step in steps], 0, 0.25 + 0.6 * confidence)
   axis.imshow(shade, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-  for row, pieces in enumerate(steps):
-    for column, piece in enumerate(pieces[:width]):
-      dark = shade[row, column] > 0.6
-      color = "0.7" if piece == MASK_MARK else "white" if dark else "black"
-      axis.text(column, row, piece, ha="center", va="center", color=color, fontsize=8)
+  for row, column in np.ndindex(len(steps), width):
+    masked = steps[row].masked[column]
+    piece = MASK_MARK if masked else steps[row].tokens[column].strip()
+    color = "0.7" if masked else "white" if shade[row, column] > 0.6 else "black"
+    axis.text(column, row, piece, ha="center", va="center", color=color, fontsize=8)
   axis.set_title(prompt, fontsize=8, loc="left")
   axis.set_xticks([])
   axis.set_yticks(range(len(steps)), [f"step {n}" for n in range(1, len(steps) + 1)], fontsize=7)

@@ -16,6 +16,7 @@ from strategies import read_examples
 
 import diffjax
 from diffjax.evaluation import tasks
+from diffjax.sampling import settings_of
 
 
 def cases(model: diffjax.Model) -> dict[str, dict]:
@@ -43,6 +44,15 @@ def main() -> None:
   parser.add_argument("--num-steps", type=int, default=10)
   parser.add_argument("--strategy", default="reparam-uncond-deterministic-cosine")
   options = parser.parse_args()
+  try:
+    compare(options)
+  except diffjax.UserError as error:
+    parser.error(str(error))
+
+
+def compare(options: argparse.Namespace) -> None:
+  """Raises UserError for a mistake in the options, before anything is decoded."""
+  settings_of(strategy=options.strategy, num_steps=options.num_steps)
   sampler = diffjax.Sampler.load(options.model)
   examples = read_examples(
     options.model, model=sampler.model, task=options.task, limit=options.limit

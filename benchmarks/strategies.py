@@ -9,16 +9,19 @@ data's own number under threshold and factor, whatever the steps.
 """
 
 import argparse
+import itertools
 import json
 
 from rich.console import Console
 from rich.table import Table
 
 import diffjax
+from diffjax.cli import decoding
 from diffjax.config import load_config
 from diffjax.data import plan, sources
 from diffjax.evaluation import tasks
 from diffjax.model import CONFIG_FILE, checkpoint_of, resolve
+from diffjax.sampling import settings_of
 
 STRATEGIES = (
   "reparam-uncond-deterministic-cosine",
@@ -52,8 +55,14 @@ def read_examples(
     source, model.tokenizer, model.contract, max_length=config.data.max_length,
     too_long=config.data.too_long, cache_dir=None,
   )  # fmt: skip
-  kept = (source[number] for number, length in enumerate(lengths) if length >= 0)
-  return [example for example in kept if not task or example.task == task][:limit]
+  kept = [source[number] for number, length in enumerate(lengths) if length >= 0]
+  found = [example for example in kept if not task or example.task == task][:limit]
+  if not found:
+    tasks_there = ", ".join(sorted({example.task for example in kept if example.task}))
+    raise diffjax.UserError(
+      f"no example of task {task!r} among {len(kept)}; tasks: {tasks_there or 'none'}"
+    )
+  return found
 
 
 def main() -> None:
@@ -66,17 +75,28 @@ def main() -> None:
   parser.add_argument("--strategies", default=",".join(STRATEGIES))
   parser.add_argument("--metric", choices=tasks.METRICS, default="bleu")
   options = parser.parse_args()
+  try:
+    compare(options)
+  except diffjax.UserError as error:
+    parser.error(str(error))
+
+
+def compare(options: argparse.Namespace) -> None:
+  """Raises UserError for a mistake in the options, before anything is decoded."""
+  steps = [decoding.convert("--num-steps", text, int) for text in options.num_steps.split(",")]
+  names = options.strategies.split(",")
+  for name, number in itertools.product(names, steps):
+    settings_of(strategy=name, num_steps=number)
   sampler = diffjax.Sampler.load(options.model)
   examples = read_examples(
     options.model, model=sampler.model, task=options.task, limit=options.limit
   )
-  steps = [int(number) for number in options.num_steps.split(",")]
   table = Table(title=f"{len(examples)} examples: {options.metric}, and calls")
   table.add_column("strategy")
   for number in steps:
     table.add_column(f"{number} steps", justify="right")
   results = []
-  for strategy in options.strategies.split(","):
+  for strategy in names:
     cells = []
     for number in steps:
       report = tasks.evaluate(

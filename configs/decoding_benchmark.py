@@ -1,14 +1,12 @@
 """Weights for benchmarks/decoding.py: 6 layers x 256, so briefly trained that they are half sure.
 
   python benchmarks/decoding.py --write-data=runs/decoding_data
-  for weights in 8000-full 8000-prefix 64000-full 64000-prefix; do
-    diffjax train --config=configs/decoding_benchmark.py:$weights --workdir=runs/decoding_$weights
-  done
+  diffjax train --config=configs/decoding_benchmark.py:8000-full --workdir=runs/decoding_8000-full
 
-The argument is V and the attention. The shipped tokenizer has fewer ids than V: its further rows
+The argument is V, 8000 or 64000, and the attention, full or prefix. The shipped tokenizer has fewer ids than V: its further rows
 are never predicted, but computed like the others, here and in PyTorch.
 
-Hardware: 2 CPU cores, about 5 minutes each. Expected: see docs/sampling.md's table of speed.
+Hardware: 2 CPU cores, about 5 minutes each. Expected: see the README's table of decoding speed.
 """
 
 from ml_collections import ConfigDict

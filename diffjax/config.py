@@ -353,7 +353,7 @@ class DiffusionConfig:
   coupled: bool = True  # two nested corruptions of every row (RDM)
   label_smoothing: float = 0.0
   # Who sees whom from now on (see Contract.attention); own: as in the weights, full from scratch.
-  attention: Literal["own", "full", "prefix", "blocks"] = "own"
+  attention: Literal["own", "full", "prefix", "blocks", "causal"] = "own"
   block_size: int = 0  # of attention 'blocks': of an example one block is noised at a time
 
   def __post_init__(self):
@@ -589,6 +589,11 @@ class ExperimentConfig:
     _require(
       not self.length.alone or not self.lora.rank, "length.alone", True,
       "adapters are not trained then; leave config.lora out",
+    )  # fmt: skip
+    _require(
+      not self.length.weight or "text" not in self.data.train.kind, "length.weight",
+      self.length.weight,
+      "plain text has no prompts that the head could read; leave config.length out",
     )  # fmt: skip
     attention, padding = self.diffusion.attention, self.data.end_padding
     _require(

@@ -23,7 +23,6 @@ from diffjax.config import (
 )
 from diffjax.conversion import adapting, exporting, importing, leaves, native, pruning
 from diffjax.models import lora, transformer
-from diffjax.models.length_head import prompt_contract
 from diffjax.types import Array, Denoiser, Params, UserError
 
 _SHIPPED = Path(__file__).parent / "assets"  # models that come with the package, by name
@@ -110,7 +109,7 @@ class Model:
       segments,
       tokens,
       config=self.config,
-      contract=prompt_contract(self.contract),
+      contract=self.contract,
       compute=self.compute,
     )
 

@@ -107,6 +107,10 @@ ALONE = {"length": {"weight": 1.0, "alone": True}, "data": HELD_OUT}
 BY_LENGTH = {"evaluation": {"metric": "length_loss"}}
 REFUSED += [
   ({"length": {"weight": -1.0}}, "length.weight", ">= 0"),
+  (
+    {"length": {"weight": 1.0}, "data": {"train": {"kind": "text", "path": "a"}, "max_length": 64}},
+    "length.weight", "no prompts",
+  ),
   ({"length": {"classes": 9}}, "length.classes", "length.weight too"),
   ({"length": {"alone": True}}, "length.alone", "length.weight too"),
   ({**BY_LENGTH, "data": HELD_OUT}, "evaluation.metric", "set length.weight"),

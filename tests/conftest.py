@@ -6,6 +6,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Toy programs take longer to compile than to run.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 # Whole runs compile the same programs again and again; child processes share the cache too.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

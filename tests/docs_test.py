@@ -72,7 +72,7 @@ def parse(words: list[str]) -> argparse.Namespace:
   """As diffjax.cli.main does it, but a mistake raises."""
   name, *rest = words
   assert name in main.COMMANDS, f"no command {name}"
-  parser = argparse.ArgumentParser(prog=f"diffjax {name}")
+  parser = main.Parser(prog=f"diffjax {name}")
   parser.error = lambda message: pytest.fail(f"diffjax {shlex.join(words)}: {message}")
   importlib.import_module(f"diffjax.cli.{name}").add_arguments(parser)
   return parser.parse_args(main._joined(rest))

@@ -40,14 +40,28 @@ def run(arguments: argparse.Namespace) -> None:
   from diffjax.data import plan, sources
   from diffjax.evaluation import tasks
   from diffjax.model import CONFIG_FILE, checkpoint_of, kind_of, load, resolve
-  from diffjax.sampling import Sampler
+  from diffjax.sampling import Sampler, checks, settings_of
   from diffjax.types import UserError
 
-  steps = _numbers(arguments.num_steps)
+  given = decoding.given(arguments)
+  given.pop("num_steps", None)
+  chosen = [
+    given | ({"num_steps": number} if number else {}) for number in _numbers(arguments.num_steps)
+  ]
+  for changes in chosen:
+    settings_of(arguments.preset, **changes)
+  if arguments.length == "gold" and given.get("length_beam", 1) > 1:
+    raise UserError(
+      f"--length-beam {given['length_beam']} tries predicted lengths; give --length=predicted too"
+    )
+  checks.check_batch(arguments.batch_size)
+  checks.check_seed(arguments.seed)
   if arguments.limit < 0:
     raise UserError(f"--limit {arguments.limit} must be >= 0 (0 is all)")
   if arguments.output and not arguments.output.parent.is_dir():
     raise UserError(f"--output {arguments.output}: the folder does not exist; make it first")
+  if arguments.output and arguments.output.is_dir():
+    raise UserError(f"--output {arguments.output} is a folder; name a file in it")
   directory = resolve(arguments.model)
   if kind_of(directory) not in ("run", "checkpoint"):
     raise UserError(f"{arguments.model} is no run of `diffjax train`, whose config names the data")
@@ -68,17 +82,18 @@ def run(arguments: argparse.Namespace) -> None:
     f"{len(examples)} of {len(source)} examples, {len(source) - len(kept)} too long, "
     f"{arguments.length} length"
   )
+  if not examples:
+    raise UserError(
+      f"data.{arguments.split} of {arguments.model} has no example that fits; nothing is decoded"
+    )
   sampler = Sampler(model)
   results = []
-  given = decoding.given(arguments)
-  given.pop("num_steps", None)
-  for num_steps in steps:
-    chosen = given | ({"num_steps": num_steps} if num_steps else {})
-    settings = sampler.settings(arguments.preset, **chosen)
+  for changes in chosen:
+    settings = sampler.settings(arguments.preset, **changes)
     report = tasks.evaluate(
       sampler, examples, gold_length=arguments.length == "gold", preset=arguments.preset,
       batch_size=arguments.batch_size, seed=arguments.seed, max_length=config.data.max_length,
-      too_long=config.data.too_long, progress="decoding", **chosen,
+      too_long=config.data.too_long, progress="decoding", **changes,
     )  # fmt: skip
     title = f"{settings.num_steps} steps, {settings.strategy}"
     tables.show_scores(f"{title}, {report.network_calls:.1f} network calls", {"": report})

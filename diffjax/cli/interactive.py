@@ -21,7 +21,7 @@ a line          is a prompt, answered with the settings in force
 :set            lists the settings
 :set NAME=VALUE changes one, for all later prompts; an empty VALUE takes the change back
 :help           this
-Ctrl-C          stops an answer; Ctrl-D ends"""
+Ctrl-C          leaves an answer, which is still computed to its end; Ctrl-D ends"""
 _OTHERS = {"preset": str, "length": int, "seed": int}  # settable beside the decoder's settings
 
 
@@ -74,17 +74,15 @@ class Conversation:
   def answer(self, prompt: str) -> None:
     """Shows the answer to a prompt, forming. Raises UserError."""
     settings = self.sampler.settings(self.preset, **self.changes)
+    predicted = self.length is None and self.sampler.model.config.length_classes
     options = {"lengths": self.length, "preset": self.preset, "seed": self.seed, **self.changes}
-    if settings.num_samples > 1 or settings.length_beam > 1:
+    if settings.num_samples > 1 or (predicted and settings.length_beam > 1):
       # Which of the candidates will be chosen is known in the end only.
       (answer,) = self.sampler.generate([prompt], return_trace=True, **options)
       animate(self.console, prompt, answer)
       return
-    cells = play(self.console, prompt, self.sampler.stream(prompt, **options))
-    tokens = [cell.token for cell in cells]
-    if self.sampler.model.contract.end == "predicted" and "" in tokens:
-      tokens = tokens[: tokens.index("")]  # the text ends where </s> stands
-    self.console.print(Text("".join(tokens).strip(), style="green"))
+    last = play(self.console, prompt, self.sampler.stream(prompt, **options))
+    self.console.print(Text(self.sampler.text(last) if last else "", style="green"))
 
   def set(self, assignment: str) -> None:
     """Lists the settings, or changes one. Raises UserError, and then nothing is changed."""
@@ -103,10 +101,16 @@ class Conversation:
       raise UserError(
         f":set {assignment}: did you mean :set {near}=VALUE? names: {', '.join(kinds)}"
       )
+    from diffjax.sampling import checks
+
     value = decoding.convert(name, text, kinds[name]) if text else None
     if name in _OTHERS:
       if name == "preset":
         self.sampler.settings(text, **self.changes)
+      elif name == "seed" and value is not None:
+        checks.check_seed(value)
+      elif name == "length" and value is not None:
+        checks.check_lengths(value, 1)
       defaults = {field.name: field.default for field in dataclasses.fields(self)}
       setattr(self, name, defaults[name] if value is None else value)
       return

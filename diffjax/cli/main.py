@@ -4,6 +4,8 @@ import argparse
 import difflib
 import importlib
 import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 COMMANDS = {
   "quickstart": "masked LM in, diffusion LM out, text sampled: four minutes on a CPU",
@@ -14,6 +16,30 @@ COMMANDS = {
   "inspect": "what a model, a run or a directory of weights holds",
   "tokenizer": "train a SentencePiece model on text files",
 }
+
+
+class Parser(argparse.ArgumentParser):
+  """Options are written out, and a mistake is one line that names the nearest one."""
+
+  def __init__(self, **settings: Any):
+    """As argparse.ArgumentParser."""
+    super().__init__(**settings, allow_abbrev=False)
+
+  def parse_known_args(
+    self, args: Sequence[str], namespace: argparse.Namespace | None = None
+  ) -> tuple[argparse.Namespace, list[str]]:
+    """As argparse.ArgumentParser, but no option is unknown: exits with 2 on a mistake."""
+    known = [option for option in self._option_string_actions if option.startswith("--")]
+    for word in args:
+      name = word.partition("=")[0]
+      if name.startswith("--") and name not in known and " " not in name:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        self.error(f"no option {name}; did you mean {near}?")
+    return super().parse_known_args(args, namespace)
+
+  def error(self, message: str) -> NoReturn:
+    """Prints it on one line and exits with 2."""
+    _fail(f"{' '.join(message.split())}; {self.prog} --help tells the options")
 
 
 def main() -> None:
@@ -28,7 +54,7 @@ def main() -> None:
     near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
     _fail(f"no command {name!r}; did you mean {near!r}? commands: {', '.join(COMMANDS)}")
   module = importlib.import_module(f"diffjax.cli.{name}")
-  parser = argparse.ArgumentParser(prog=f"diffjax {name}", description=COMMANDS[name])
+  parser = Parser(prog=f"diffjax {name}", description=COMMANDS[name])
   module.add_arguments(parser)
   arguments = parser.parse_args(_joined(sys.argv[2:]))
   from diffjax.types import UserError
@@ -56,6 +82,6 @@ def _joined(arguments: list[str]) -> list[str]:
   return joined
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   print(f"diffjax: {message}", file=sys.stderr)
   sys.exit(2)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,16 +73,19 @@ def run(args: argparse.Namespace) -> None:
 
   if args.output is not None and not args.output.parent.is_dir():
     raise UserError(f"--output {args.output}: the folder does not exist; make it first")
-  sampler, changes = _load(args)
+  path = _weights(args.model)
+  sampler, changes = _load(args, path)
   settings = sampler.settings(args.preset, **changes)
-  options = {"seed": args.seed, "strict": args.strict, "batch_size": args.batch_size}
-  options |= {"lengths": args.length} | dataclasses.asdict(settings)
+  how = {"seed": args.seed, "strict": args.strict, "batch_size": args.batch_size}
+  how |= {"lengths": args.length}
+  options = how | {"preset": args.preset} | changes
   trace = args.trace is not None
   if args.output is None:
     progress = "decoding" if console.is_terminal else ""  # else it would be among the answers
     answers = sampler.generate(prompts, return_trace=trace, progress=progress, **options)
   else:
-    file = AnswerFile(args.output, prompts, {"model": str(Path(args.model).resolve())} | options)
+    decided = {"model": str(path.resolve())} | how | dataclasses.asdict(settings)
+    file = AnswerFile(args.output, prompts, decided)
     first = file.done
     rows_each = settings.length_beam * settings.num_samples
     answers = answer_into(file, sampler, prompts, options, rows_each=rows_each, return_trace=trace)
@@ -129,6 +133,7 @@ def answer_into(
     UserError: as Sampler.generate; the answers of earlier batches are then in the file.
   """
   kept = []
+  before: Counter[str] = Counter()
   size = max(1, options["batch_size"] // rows_each)
   columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
   console = Console(stderr=True)
@@ -136,18 +141,19 @@ def answer_into(
   with shown as progress:
     bar = progress.add_task("decoding", total=len(prompts), completed=file.done)
     for start in range(0, len(prompts), size):
-      if start + size <= file.done or file.done == len(prompts):
-        continue
       batch = prompts[start : start + size]
+      if start + size <= file.done or file.done == len(prompts):
+        before.update(batch)
+        continue
       # A row's noise counts the equal prompts before it, those of earlier batches too.
-      repeated = set(batch)
-      earlier = [prompt for prompt in prompts[:start] if prompt in repeated]
+      repeats = [before[prompt] for prompt in batch]
       try:
-        answers = sampler.generate(earlier + batch, return_trace=return_trace, **options)
+        answers = sampler.generate(batch, repeats=repeats, return_trace=return_trace, **options)
       except UserError as error:
         among = f"among prompts {start + 1} to {start + len(batch)}: " if start else ""
         raise UserError(f"{among}{error}") from None
-      new = answers[len(earlier) + file.done - start :]
+      before.update(batch)
+      new = answers[file.done - start :]
       file.append(new)
       progress.update(bar, completed=file.done)
       if return_trace:
@@ -185,14 +191,22 @@ def _read_line(line: bytes, where: str, suffix: str) -> str:
   return text
 
 
-def _load(args: argparse.Namespace) -> tuple["Sampler", dict[str, Any]]:
+def _weights(model: str) -> Path:
+  """The checkpoint of a run, so that answers of two are not mixed; else the directory itself."""
+  from diffjax.model import CHECKPOINTS, checkpoint_of
+
+  path = Path(model)
+  return checkpoint_of(path).directory if (path / CHECKPOINTS).is_dir() else path
+
+
+def _load(args: argparse.Namespace, path: Path) -> tuple["Sampler", dict[str, Any]]:
   """The model, and the settings that were given, which are checked before it is read."""
   from diffjax.cli import tables
   from diffjax.sampling import Sampler, settings_of
 
   changes = decoding.given(args)
   settings_of(args.preset, **changes)
-  sampler = Sampler.load(args.model)
+  sampler = Sampler.load(path)
   tables.warn_of_openness(sampler.model)
   return sampler, changes
 
@@ -207,7 +221,7 @@ def _converse(args: argparse.Namespace, console: Console) -> None:
 
   from diffjax.cli.interactive import Conversation
 
-  sampler, changes = _load(args)
+  sampler, changes = _load(args, Path(args.model))
   Conversation(sampler, console, changes, args.preset, args.length, args.seed).run()
 
 

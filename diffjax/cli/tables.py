@@ -20,7 +20,8 @@ def show_scores(title: str, reports: Mapping[str, Report]) -> None:
     reports: label (before, after, ...) -> report, all over the same tasks.
   """
   labels = " → ".join(filter(None, reports))
-  table = Table(title=f"{title}\n{labels}".strip(), title_justify="left")
+  print(f"{title}\n{labels}".strip())  # a table would wrap it to its own width
+  table = Table()
   table.add_column("task")
   table.add_column("examples", justify="right")
   for _, shown in _COLUMNS:

@@ -1,7 +1,7 @@
 """Traces in the terminal: every step as a line, or the canvas as it changes."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -34,8 +34,8 @@ def animate(console: Console, prompt: str, answer: "Generation") -> None:
 
 def play(
   console: Console, prompt: str, steps: Iterable["Step"], *, pause: float = 0.0
-) -> list[Cell]:
-  """Shows steps in place as they come, then clears them. Returns the cells of the last one.
+) -> "Step | None":
+  """Shows steps in place as they come, then clears them. Returns the last one, if there was any.
 
   Args:
     console: a terminal.
@@ -43,17 +43,24 @@ def play(
     steps: finished, or still being decided.
     pause: seconds that each step stays.
   """
-  cells: list[Cell] = []
+  last = None
+
+  def watched() -> Iterator["Step"]:
+    nonlocal last
+    for step in steps:
+      last = step
+      yield step
+
   title = Text(prompt, style="bold")
   waiting = Group(title, Text("decoding ...", style="dim"))
   # A canvas taller than the terminal ends in an ellipsis until it is over.
   with Live(waiting, console=console, transient=True, auto_refresh=False) as live:
-    for number, cells in enumerate(frames(steps), 1):
+    for number, cells in enumerate(frames(watched()), 1):
       hidden = sum(cell.kind in ("masked", "remasked") for cell in cells)
       status = Text(f"step {number}, {hidden} of {len(cells)} masked", style="dim")
       live.update(Group(title, canvas_text(cells), status), refresh=True)
       time.sleep(pause)
-  return cells
+  return last
 
 
 def canvas_text(cells: list[Cell]) -> Text:

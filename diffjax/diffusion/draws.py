@@ -9,6 +9,9 @@ import numpy as np
 
 from diffjax.types import Array, UserError
 
+# Of what is traced as float32: smaller numbers are 0 on the device, larger ones infinite.
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
@@ -30,7 +33,7 @@ def draw(*, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Dra
   """The argmax at temperature 0; else samples of softmax(logits / temperature).
 
   Args:
-    temperature: >= 0.
+    temperature: 0, or a normal number of float32.
     top_p: of the probability at this temperature, the smallest set of tokens that has as much; 1
       leaves nothing out.
     top_k: the so many likeliest tokens; 0 leaves nothing out. With top_p, what both keep; tokens
@@ -39,10 +42,12 @@ def draw(*, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0) -> Dra
   Raises:
     UserError: an illegal value.
   """
-  if not 0 <= temperature < float("inf"):
-    raise UserError(f"temperature = {temperature} must be a number >= 0 (0 is argmax)")
-  if not 0 < top_p <= 1:
-    raise UserError(f"top_p = {top_p} must be in (0, 1] (1 leaves nothing out)")
+  if temperature != 0 and not _TINY <= temperature <= _HUGE:
+    raise UserError(
+      f"temperature = {temperature} must be 0, which is argmax, or from {_TINY:.2g} to {_HUGE:.2g}"
+    )
+  if not _TINY <= top_p <= 1:
+    raise UserError(f"top_p = {top_p} must be in [{_TINY:.2g}, 1] (1 leaves nothing out)")
   if not 0 <= top_k < 2**31:
     raise UserError(f"top_k = {top_k} must be a whole number >= 0 (0 leaves nothing out)")
   return Draw(
@@ -94,15 +99,20 @@ def draw_grouped(logits: Array, noise: Array) -> tuple[Array, Array]:
 
 
 def kept(tempered: Array, draw: Draw) -> Array:
-  """bool[V, c]: rows that are both of the top_k likeliest and of the top_p of probability."""
-  weights = jnp.exp(tempered - tempered.max(0))
+  """bool[V, c]: rows that are both of the top_k likeliest and of the top_p of probability.
+
+  The likeliest one always, also where float32 rounds the others' probabilities to 0.
+  """
+  top = tempered.max(0)
+  weights = jnp.exp(tempered - top)
   ones = jnp.ones_like(weights)
   everything = lambda: jnp.ones(weights.shape, bool)
   best = lambda: _largest(tempered, ones, draw.top_k)
   nucleus = lambda: _largest(tempered, weights, draw.top_p * weights.sum(0))
-  return jax.lax.cond(draw.top_k > 0, best, everything) & jax.lax.cond(
+  both = jax.lax.cond(draw.top_k > 0, best, everything) & jax.lax.cond(
     draw.top_p < 1, nucleus, everything
   )
+  return both | (tempered == top)
 
 
 def _largest(values: Array, weights: Array, goal: Array) -> Array:

@@ -10,7 +10,7 @@ from diffjax.diffusion import vocabulary
 from diffjax.diffusion.guidance import guide
 from diffjax.diffusion.strategies import State, Strategy
 from diffjax.diffusion.vocabulary import Draw, Prediction
-from diffjax.types import Array, Cache, Denoiser, Head
+from diffjax.types import Array, Cache, Denoiser, Head, UserError
 
 # What a position's key is folded with; _START in place of a step's number, for the first state.
 _TOKEN_NOISE, _STEP_NOISE = range(2)
@@ -73,7 +73,7 @@ def fill(
   end_id: int | None = None,
   keep_trace: bool = False,
   on_step: Callable[[Trace], None] | None = None,
-  shown: Callable[[Trace], Trace] = lambda step: step,
+  shown: Callable[[Trace, Array], Trace] = lambda step, ended: step,
 ) -> Decoded:
   """Runs a strategy on a canvas until every row of it is final.
 
@@ -91,16 +91,17 @@ def fill(
     draw: argmax, or how tokens are sampled.
     mask_id: stands for a masked position in what the network sees.
     chunk: positions whose logits exist at one time.
-    end_id: a token that ends its row: once it is revealed, neither it nor what is behind it is
-      written again; None: none does.
+    end_id: a token that ends its row: once it is final (see Strategy.settles), neither it nor what
+      is behind it is written again; None: none does.
     keep_trace: whether every step is returned; static.
     on_step: called while tracing with a Trace of one step, without the axis S'; what hands it to
       the host is an io_callback of the caller's.
-    shown: what a step's trace is turned into before it is kept or handed out.
+    shown: what a step's trace is turned into before it is kept or handed out, told which rows an
+      end has cut, bool[B].
   """
   shape = canvas.real.shape
 
-  def project(hidden: Array, masked: Array, noise: Array) -> Prediction:
+  def project(hidden: Array, wanted: Array | None, noise: Array) -> Prediction:
     flat = hidden.reshape(-1, hidden.shape[-1])
     predicted = vocabulary.predict(
       view.head,
@@ -109,13 +110,13 @@ def fill(
       draw=draw,
       keys=_fold(noise, _TOKEN_NOISE).reshape(-1) if draw.sampled else None,
       needs=strategy.needs,
-      wanted=None if strategy.revises else masked.reshape(-1),
+      wanted=None if wanted is None else wanted.reshape(-1),
     )
     return jax.tree.map(lambda x: x.reshape(shape), predicted)
 
-  def look(state: State, noise: Array) -> Array | Prediction:
+  def look(state: State, wanted: Array | None, noise: Array) -> Array | Prediction:
     hidden = view.see(jnp.where(state.masked, mask_id, state.tokens))
-    return hidden if draw.sampled else project(hidden, state.masked, noise)
+    return hidden if draw.sampled else project(hidden, wanted, noise)
 
   def body(carry: _Carry) -> _Carry:
     state = carry.state
@@ -125,14 +126,18 @@ def fill(
     }  # fmt: skip
     active = ~state.done & ~strategy.waits(state, **arguments)
     asking = active & carry.stale
-    seen = jax.lax.cond(asking.any(), lambda: look(state, noise), lambda: carry.seen)
-    here = state.masked & active[:, None]
-    prediction = project(seen, here, noise) if draw.sampled else seen
+    reads = strategy.reads(state, **arguments)
+    wanted = None if reads is None else reads & active[:, None]
+    seen = jax.lax.cond(asking.any(), lambda: look(state, wanted, noise), lambda: carry.seen)
+    prediction = project(seen, wanted, noise) if draw.sampled else seen
     stepped = strategy.step(state, prediction, **arguments)
     stepped = jax.tree.map(lambda old, new: _where_rows(active, new, old), state, stepped)
-    stepped, left = _end_rows(stepped, carry.canvas, end_id)
+    final = strategy.settles | stepped.done | (carry.number + 1 >= strategy.num_steps)
+    stepped, left = _end_rows(stepped, carry.canvas, final, end_id)
     changed = (stepped.masked != state.masked) | (stepped.tokens != state.tokens) & ~stepped.masked
-    one = shown(Trace(stepped.tokens, stepped.masked, stepped.scores, active))
+    changed = changed.any(-1)
+    one = Trace(stepped.tokens, stepped.masked, stepped.scores, active | changed)
+    one = shown(one, (canvas.real & ~left).any(-1))
     if on_step is not None:
       on_step(one)
     trace = carry.trace
@@ -142,7 +147,7 @@ def fill(
       number=carry.number + 1,
       state=stepped,
       canvas=left,
-      stale=changed.any(-1) | (carry.stale & ~asking),
+      stale=changed | (carry.stale & ~asking),
       seen=seen,
       calls=carry.calls + asking,
       network_calls=carry.network_calls + asking.any(),
@@ -155,8 +160,8 @@ def fill(
   if keep_trace:
     first = Trace(state.tokens, state.masked, state.scores, state.done)
     blank = lambda x: jnp.zeros((strategy.step_bucket, *x.shape), x.dtype)
-    trace = jax.tree.map(blank, jax.eval_shape(shown, first))
-  unseen = jax.eval_shape(look, state, start)
+    trace = jax.tree.map(blank, jax.eval_shape(shown, first, state.done))
+  unseen = jax.eval_shape(look, state, None, start)
   carry = _Carry(
     number=jnp.int32(0),
     state=state,
@@ -172,11 +177,13 @@ def fill(
   return Decoded(end.state.tokens, end.state.scores, end.calls, end.network_calls, end.trace)
 
 
-def _end_rows(state: State, canvas: Array, end_id: int | None) -> tuple[State, Array]:
-  """Cuts the canvas at the first revealed end_id; what is behind it becomes end_id, unmasked."""
+def _end_rows(
+  state: State, canvas: Array, settled: Array, end_id: int | None
+) -> tuple[State, Array]:
+  """Cuts the canvas of rows `settled` bool[B] at their first end_id; behind it all becomes it."""
   if end_id is None:
     return state, canvas
-  ends = canvas & ~state.masked & (state.tokens == end_id)
+  ends = canvas & ~state.masked & (state.tokens == end_id) & settled[:, None]
   count = jnp.cumsum(ends, axis=-1)
   final = count > 0  # the first end, and all behind it
   tail = final & ~(ends & (count == 1))
@@ -226,11 +233,19 @@ def generate(
     block_size: fills blocks of so many canvas positions one after the other, each seeing the
       finished ones from the cache, until every row has its end_id; 0 fills the canvas as a whole.
       It divides C; `stored` is given, and the strategy is made for canvases of it.
+
+  Raises:
+    UserError: `stored` is given, and the network can keep nothing.
   """
   common = dict(mask_id=mask_id, chunk=chunk, end_id=end_id, keep_trace=keep_trace, on_step=on_step)
   if stored is None:
     view = _guided([whole_rows(*side[:3]) for side in sides], guidance)
     return fill(view, sides[0].canvas, keys, strategy, draw, **common)
+  if sides[0].denoiser.prefill is None:
+    raise UserError(
+      "stored is given, but what this network computes of a prompt changes with the answer; leave "
+      "stored out, or take a model of attention 'prefix', 'blocks' or 'causal'"
+    )
   caches = [
     side.denoiser.prefill(side.tokens, keep) for side, keep in zip(sides, stored, strict=True)
   ]
@@ -296,12 +311,9 @@ def _fill_blocks(
       for side, block, cache in zip(sides, blocks, carry.caches, strict=True)
     ]
 
-    def shown(step: Trace) -> Trace:
+    def shown(step: Trace, ended: Array) -> Trace:
       later = jnp.arange(slots) >= first + block_size
-      over = carry.ended
-      if end_id is not None:
-        over |= ((step.tokens == end_id) & ~step.masked & blocks[0].real).any(-1)
-      masked = sides[0].canvas.real & later & ~over[:, None]
+      masked = sides[0].canvas.real & later & ~(carry.ended | ended)[:, None]
       return Trace(
         paste(so_far.tokens, step.tokens),
         paste(masked, step.masked),

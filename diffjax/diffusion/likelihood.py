@@ -30,7 +30,7 @@ class Plan(NamedTuple):
   """The rows [R] of an estimate: samples of the first block, then of the second, and so on."""
 
   scored: np.ndarray  # bool[R, L]  what may be masked and is scored in the row
-  low: np.ndarray  # float32[R]  the stratum of l / n: (low, high]
+  low: np.ndarray  # float32[R]  the stratum of l / n: [low, high)
   high: np.ndarray  # float32[R]
   blocks: int  # as many samples of each
 
@@ -101,7 +101,7 @@ def samples(
 
 
 def draw_masks(keys: Array, scored: Array, low: Array, high: Array) -> tuple[Array, Array]:
-  """Masks exactly l of each row's n scored positions; l / n is uniform in (low, high].
+  """Masks exactly l of each row's n scored positions: l = floor(u n) + 1, u uniform in [low, high).
 
   Noise is keyed by row and position, so that padding a row does not change its mask.
 

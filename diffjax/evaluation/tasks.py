@@ -58,8 +58,11 @@ def evaluate(
     too_long: see features.encode; with "drop", an example that does not fit is an error.
 
   Raises:
-    UserError: a prompt does not fit the model, or an illegal setting (see Sampler.generate).
+    UserError: there are no examples, a prompt does not fit the model, or an illegal setting (see
+      Sampler.generate).
   """
+  if not examples:
+    raise UserError("no examples to evaluate; give some")
   rows = [_row(sampler.model, example, max_length, too_long) for example in examples]
   given = int(sampler.model.contract.end == "given")  # </s> stands after the canvas, not in it
   generations = sampler.generate_ids(

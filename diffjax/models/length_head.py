@@ -1,23 +1,11 @@
 """Predicts how many tokens answer a prompt, from the trunk's hidden states (2308.12219, sec. 3)."""
 
-import dataclasses
-
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffjax.config import Contract, ModelConfig
+from diffjax.config import ModelConfig
 from diffjax.models.layers import Attention, Context, FeedForward, Norm, Project
 from diffjax.types import Array, Layout
-
-
-def prompt_contract(contract: Contract) -> Contract:
-  """The contract by which prompts without an answer are read, as the head reads them.
-
-  Attention 'prefix' and 'blocks' orders answers alone, so a prompt sees all of itself.
-  """
-  if contract.attention not in ("prefix", "blocks"):
-    return contract
-  return dataclasses.replace(contract, attention="full", block_size=0)
 
 
 class LengthHead(nn.Module):

@@ -415,7 +415,7 @@ def length_logits(
 
   Args:
     params: as `init` makes them for a config with length_classes > 0.
-    segments: int32[B, L], one example to a row; 0 is padding.
+    segments: int32[B, L], one prompt to a row, without its answer; 0 is padding.
     tokens: int32[B, L].
     config: the architecture.
     contract: as `bind` takes it; the head reads the hidden states where they arise, unshifted.
@@ -423,5 +423,5 @@ def length_logits(
     lora: the adapters beside the weights.
   """
   module = Transformer(config, compute, lora=lora, mask_id=contract.mask_id)
-  layout = _contract_layout(segments, contract)
+  layout = _contract_layout(segments, contract, canvas=jnp.zeros(segments.shape, bool))
   return module.apply({"params": params}, tokens, layout, method="length_logits")

@@ -1,7 +1,9 @@
 """What a call may ask for; every mistake is one line."""
 
+import numbers
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +22,44 @@ def check_text(text: str, what: str) -> None:
     ) from None
 
 
+def check_count(name: str, value: int) -> None:
+  """Raises UserError unless it is a whole number >= 1."""
+  if not _is_whole(value) or value < 1:
+    raise UserError(f"{name} = {value!r} must be >= 1, a whole number")
+
+
 def check_batch(batch_size: int) -> None:
   """Raises UserError."""
-  if batch_size < 1:
-    raise UserError(f"batch_size = {batch_size} must be >= 1")
+  check_count("batch_size", batch_size)
 
 
 def check_seed(seed: int) -> None:
   """Raises UserError."""
-  if not 0 <= seed < 2**32:
-    raise UserError(f"seed = {seed} must be between 0 and 2**32 - 1")
+  if not _is_whole(seed) or not 0 <= seed < 2**32:
+    raise UserError(f"seed = {seed!r} must be a whole number between 0 and 2**32 - 1")
+
+
+def check_ids(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+  """Raises UserError for a token that the vocabulary does not have."""
+  for number, prompt in enumerate(prompts, 1):
+    for id_ in prompt:
+      if not _is_whole(id_) or not 0 <= id_ < vocab_size:
+        raise UserError(f"id {id_!r} of prompt {number} must be in 0 .. {vocab_size - 1}")
+
+
+def check_repeats(repeats: Sequence[int] | None, prompts: int) -> Sequence[int] | None:
+  """Earlier equal prompts of each, as given. Raises UserError."""
+  if repeats is not None:
+    if len(repeats) != prompts:
+      raise UserError(f"{len(repeats)} repeats for {prompts} prompts; give one for each")
+    for count in repeats:
+      if not _is_whole(count) or count < 0:
+        raise UserError(f"repeats = {count!r} of a prompt must be a whole number >= 0")
+  return repeats
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
 
 
 def check_lengths(lengths: int | Sequence[int], prompts: int) -> list[int]:
@@ -40,7 +70,7 @@ def check_lengths(lengths: int | Sequence[int], prompts: int) -> list[int]:
       f"{len(given)} lengths for {prompts} prompts; give one for each, or one number for all"
     )
   for number, length in enumerate(given, 1):
-    if isinstance(length, bool | np.bool_) or not hasattr(length, "__index__") or length < 1:
+    if not _is_whole(length) or length < 1:
       raise UserError(f"length {length!r} of prompt {number} must be a whole number >= 1")
   return [operator.index(length) for length in given]
 

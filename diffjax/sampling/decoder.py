@@ -48,7 +48,6 @@ class Decoder:
     self._predict_lengths = jax.jit(
       functools.partial(programs.predict_lengths, model=model), static_argnames="beam"
     )
-
     self._score = jax.jit(functools.partial(programs.score, model=model))
 
   @property
@@ -126,20 +125,18 @@ class Decoder:
         steps.put(None)
       except BaseException as error:  # raised again in the caller's thread
         steps.put(error)
+      finally:  # whoever has left by then is not waited for
+        with self._lock:
+          del self._watchers[watcher]
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-      size = len(request[0].canvas)
-      while (item := steps.get()) is not None:
-        if isinstance(item, BaseException):
-          raise item
-        if item.active[0]:
-          yield self._step(item.tokens[0, :size], item.masked[0, :size], item.scores[0, :size])
-    finally:
-      worker.join()
-      with self._lock:
-        del self._watchers[watcher]
+    # No daemon: an interpreter that goes while a program calls back into it aborts.
+    threading.Thread(target=work).start()
+    size = len(request[0].canvas)
+    while (item := steps.get()) is not None:
+      if isinstance(item, BaseException):
+        raise item
+      if item.active[0]:
+        yield self._step(item.tokens[0, :size], item.masked[0, :size], item.scores[0, :size])
 
   def score(self, request: Request, *, samples: int, seed: int, batch_size: int) -> Score:
     """How likely the canvas of a request is as it stands."""
@@ -180,9 +177,10 @@ class Decoder:
     return tuple(layout.lay_out(side, shape, pad_id=pad_id) for side in zip(*requests, strict=True))
 
   def _call(self, sides: tuple[Rows, ...], how: Run, *, watcher: int = 0) -> generation.Decoded:
-    settings, config, contract = how.settings, self._model.config, self._model.contract
+    settings, contract = how.settings, self._model.contract
+    cached = programs.can_store(how.params, sides[0], model=self._model)
     block_size = contract.block_size
-    if contract.attention == "causal" and settings.strategy == "left_to_right":
+    if cached and contract.attention == "causal" and settings.strategy == "left_to_right":
       block_size = 1  # each token is stored once it is written
     strategy = strategies.parse(
       settings.strategy,
@@ -192,10 +190,9 @@ class Decoder:
     draw = vocabulary.draw(
       temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k
     )
-    prefixed = contract.attention == "prefix" and not config.zero_mask_embedding
     pattern = programs.Pattern(
       ends=how.ends,
-      cached=block_size > 0 or prefixed,
+      cached=cached,
       block_size=block_size,
       keep_trace=how.trace,
       watched=watcher > 0,
@@ -218,14 +215,9 @@ class Decoder:
 
   def _finish(self, decoded: generation.Decoded, row: int, size: int, *, ends: bool) -> Generation:
     """One row's answer."""
-    contract, tokenizer = self._model.contract, self._model.tokenizer
-    special = self.special
     ids, scores = decoded.tokens[row, :size].tolist(), decoded.scores[row, :size].tolist()
-    # A predicted end is where the text ends, whatever else stands on the canvas.
-    kept = ids.index(contract.eos_id) if ends and contract.eos_id in ids else size
-    said = [(id_, score) for id_, score in zip(ids[:kept], scores[:kept], strict=True)
-            if id_ not in special]  # fmt: skip
-    total = sum(score for _, score in said) if said else float("-inf")
+    said = [scores[n] for n in self._said(ids, ends=ends)]
+    total = sum(said) if said else float("-inf")
     trace = None
     if decoded.trace is not None:
       columns = [x[:, row, :size] for x in decoded.trace[:3]]
@@ -233,14 +225,26 @@ class Decoder:
         self._step(*(x[n] for x in columns)) for n in np.flatnonzero(decoded.trace.active[:, row])
       ]
     return Generation(
-      text=tokenizer.decode([id_ for id_, _ in said]) if tokenizer else "",
+      text=self.text(ids, ends=ends) if self._model.tokenizer else "",
       ids=ids,
       scores=scores,
       score=total / max(1, len(said)),
       total=total,
       network_calls=int(decoded.calls[row]),
       trace=trace,
+      ended=not ends or self._model.contract.eos_id in ids,
     )
+
+  def text(self, ids: Sequence[int], *, ends: bool) -> str:
+    """What a canvas says."""
+    return self._model.tokenizer.decode([ids[n] for n in self._said(ids, ends=ends)])
+
+  def _said(self, ids: Sequence[int], *, ends: bool) -> list[int]:
+    """The places on a canvas whose tokens become text."""
+    end = self._model.contract.eos_id
+    # A predicted end is where the text ends, whatever else stands on the canvas.
+    kept = ids.index(end) if ends and end in ids else len(ids)
+    return [n for n in range(kept) if ids[n] not in self.special]
 
   def _step(self, ids: np.ndarray, masked: np.ndarray, scores: np.ndarray) -> Step:
     special, piece = self.special, self._model.tokenizer.piece
@@ -248,4 +252,4 @@ class Decoder:
       "" if hidden or id_ in special else piece(id_)
       for id_, hidden in zip(ids.tolist(), masked.tolist(), strict=True)
     ]
-    return Step(tokens, masked.tolist(), scores.tolist())
+    return Step(tokens, masked.tolist(), scores.tolist(), ids.tolist())

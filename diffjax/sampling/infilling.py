@@ -31,9 +31,16 @@ def parse(template: str) -> Template:
   them.
 
   Raises:
-    UserError: there is no gap, one is not written so, or their lengths combine in too many ways.
+    UserError: there is no gap, one is not closed or not written so, or their lengths combine in too
+      many ways.
   """
   *parts, last = _GAP.split(template)
+  for text in [*parts[::2], last]:
+    for mark in ("{{", "}}"):
+      if mark in text:
+        raise UserError(
+          f"{mark} without its other half in {text[-40:]!r}; gaps are {{{{8}}}} or {{{{3-6}}}}"
+        )
   texts, gaps = [text.rstrip() for text in parts[::2]] + [last], []
   for gap in parts[1::2]:
     match = _SIZE.fullmatch(gap)

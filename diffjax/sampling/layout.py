@@ -123,17 +123,21 @@ def plan_batches(
   return batches
 
 
-def key_words(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+def key_words(prompts: Sequence[Sequence[int]], repeats: Sequence[int] | None = None) -> np.ndarray:
   """uint32[rows, 4]: two words of the prompt's hash, the sample's number (0), equal prompts before.
 
   By this rule a row's noise can be made again. Candidates of other lengths share their sample's.
+
+  Args:
+    prompts: the ids of each.
+    repeats: of each prompt, how many equal ones came before the first of these; default none.
   """
   seen: Counter[bytes] = Counter()
   words = np.zeros((len(prompts), 4), np.uint32)
   for row, prompt in enumerate(prompts):
     data = np.asarray(prompt, "<i4").tobytes()
     words[row, :2] = np.frombuffer(hashlib.sha256(data).digest()[:8], "<u4")
-    words[row, 3] = seen[data]
+    words[row, 3] = seen[data] + (repeats[row] if repeats is not None else 0)
     seen[data] += 1
   return words
 

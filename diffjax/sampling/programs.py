@@ -80,6 +80,21 @@ def decode(
   )
 
 
+def can_store(params: Params, rows: Rows, *, model: Model) -> bool:
+  """Whether the network offers a cache of what will not change again.
+
+  Asked of the network itself, as parameters may come with attention that is still being opened.
+  """
+  offers: list[bool] = []
+
+  def bind(params: Params, rows: Rows) -> None:
+    denoiser = model.denoiser(rows.segments, params=params, canvas=rows.answer)
+    offers.append(denoiser.prefill is not None)
+
+  jax.eval_shape(bind, params, rows)  # computes nothing
+  return offers[0]
+
+
 def score(
   params: Params,
   rows: Rows,

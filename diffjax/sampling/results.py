@@ -1,6 +1,7 @@
 """What a Sampler returns."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 MASK_MARK = "░"  # a masked position in a step's text
@@ -12,6 +13,7 @@ class Step(NamedTuple):
   tokens: list[str]  # as they are spelt; special tokens and what is masked as ""
   masked: list[bool]
   scores: list[float]  # log-probability when revealed; -inf where masked
+  ids: Sequence[int] = ()  # of the tokens; meaningless where masked
 
   @property
   def text(self) -> str:
@@ -32,6 +34,7 @@ class Generation:
   network_calls: int  # that this row needed; of all candidates, where there are several
   trace: list[Step] | None = None  # every step that could change the row
   candidates: list["Generation"] = dataclasses.field(default_factory=list)  # best first, if several
+  ended: bool = True  # whether the text is whole: a </s> ended it, or its end was given
 
 
 class Score(NamedTuple):

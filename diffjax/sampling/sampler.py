@@ -1,4 +1,7 @@
-"""The public API: a Sampler around a model."""
+"""The public API: a Sampler around a model.
+
+Its methods check, ask for lengths, and hand on; they are long only by what they say of arguments.
+"""
 
 import dataclasses
 import itertools
@@ -10,24 +13,32 @@ import numpy as np
 
 from diffjax import model as models
 from diffjax.data import features
-from diffjax.sampling import checks, infilling, layout, selection
+from diffjax.sampling import checks, infilling, layout, requests, selection
 from diffjax.sampling.decoder import Decoder, Run
 from diffjax.sampling.results import Generation, Score, Step
 from diffjax.sampling.settings import Settings, settings_of
 from diffjax.types import Example, Params, UserError
 
 _BATCH_SIZE = 32
-_OPEN_CANVAS = 64  # tokens of a canvas that a predicted end cuts short, where nothing says more
 
 
 class Sampler:
-  """Answers prompts with a model. Programs are compiled once per shape and kept.
+  """Answers prompts with a model. Programs are compiled when they are first needed, and kept.
 
-  A shape is (rows, row length, canvas size), each rounded up to a bucket: rows to a power of two
-  up to `batch_size`, or to `batch_size` itself if there is more than one batch; row lengths to 32,
-  64, 128, ... and the model's longest; canvases to 8, 16, 32, ... (whole blocks, where the model
-  has blocks). So a service with batches of 32, prompts up to 512 tokens and canvases up to 64
-  compiles 6 x 5 x 4 programs at most for one kind of strategy, and with `strict` 5 x 4.
+  There is one for each
+
+  - shape (rows, row length, canvas size), each rounded up to a bucket: rows to a power of two up to
+    `batch_size`, or to `batch_size` itself if there is more than one batch; row lengths to 32, 64,
+    128, ... and the model's longest; canvases to 8, 16, 32, ... (whole blocks, where the model has
+    blocks);
+  - kind of strategy, and most steps that it may take: up to 16, 32, 64, ...;
+  - way of drawing: the argmax, sampled, or sampled from a truncated distribution;
+  - guided or not; and traced, streamed, or neither.
+
+  Other numbers (steps within a bucket, temperature, thresholds, weights, seed) compile nothing. So
+  a service that always decodes in the same way, with batches of 32, prompts up to 512 tokens and
+  canvases up to 64, compiles 6 x 6 x 4 programs at most (rows 1 ... 32, row lengths 32 ... 1024,
+  canvases 8 ... 64), and with `strict` 6 x 4.
 
   May be used from several threads at once.
   """
@@ -96,6 +107,7 @@ class Sampler:
     strict: bool = False,
     progress: str = "",
     batch_size: int = _BATCH_SIZE,
+    repeats: Sequence[int] | None = None,
     **changes: Any,
   ) -> list[Generation]:
     """Answers prompts, in their order. A single string is a list of one.
@@ -113,6 +125,8 @@ class Sampler:
         larger shape, which changes scores by float rounding.
       progress: what a progress bar with ETA is labelled; empty shows none.
       batch_size: rows computed at a time; every candidate of a prompt is a row.
+      repeats: of each prompt, how many equal ones came in earlier calls that this one continues;
+        they are counted with those in the list.
       **changes: fields of Settings, such as num_steps=20 or temperature=0.7.
 
     Raises:
@@ -132,6 +146,7 @@ class Sampler:
       strict=strict,
       progress=progress,
       batch_size=batch_size,
+      repeats=repeats,
       **changes,
     )
 
@@ -146,6 +161,7 @@ class Sampler:
     strict: bool = False,
     progress: str = "",
     batch_size: int = _BATCH_SIZE,
+    repeats: Sequence[int] | None = None,
     params: Params | None = None,
     **changes: Any,
   ) -> list[Generation]:
@@ -155,25 +171,27 @@ class Sampler:
       prompts: ids of each prompt.
       params: other parameters for the same network, as between two steps of training; nothing is
         compiled again for them.
-      lengths, preset, seed, return_trace, strict, progress, batch_size, **changes: as in
+      lengths, preset, seed, return_trace, strict, progress, batch_size, repeats, **changes: as in
         `generate`.
 
     Raises:
-      UserError: as `generate`.
+      UserError: as `generate`, or for an id that the vocabulary does not have.
     """
+    checks.check_ids(prompts, self.model.config.vocab_size)
+    self._check_beam(changes, given=lengths is not None)
     how = self._run(
       self.settings(preset, **changes), params=params, seed=seed, trace=return_trace,
       strict=strict, progress=progress, batch_size=batch_size,
     )  # fmt: skip
-    words = layout.key_words(prompts)
-    requests, owners = [], []
+    words = layout.key_words(prompts, checks.check_repeats(repeats, len(prompts)))
+    asked, owners = [], []
     for owner, sizes in enumerate(self._sizes(prompts, lengths, how)):
       for size, sample in itertools.product(sizes, range(how.settings.num_samples)):
         sample_words = layout.sample_words(words[owner], sample)
-        requests.append(self._sides(prompts[owner], size, sample_words, how.settings))
+        asked.append(self._sides(prompts[owner], size, sample_words, how.settings))
         owners.append(owner)
     candidates: list[list[Generation]] = [[] for _ in prompts]
-    for owner, candidate in zip(owners, self._decoder.run(requests, how), strict=True):
+    for owner, candidate in zip(owners, self._decoder.run(asked, how), strict=True):
       candidates[owner].append(candidate)
     return [selection.best_of(some, how.settings.select) for some in candidates]
 
@@ -188,6 +206,9 @@ class Sampler:
   ) -> Iterator[Step]:
     """Yields every step of one answer as it is decided; the last one is what `generate` returns.
 
+    Steps may be left before the last: the answer is then computed to its end in the background,
+    and the interpreter does not exit before that.
+
     Args:
       prompt, lengths, preset, seed, **changes: as in `generate`; one candidate only.
 
@@ -195,15 +216,20 @@ class Sampler:
       UserError: as `generate`, or for settings with several candidates. Raised at the first step.
     """
     settings = self.settings(preset, **changes)
-    if settings.length_beam * settings.num_samples > 1:
-      raise UserError("a stream shows one answer: set length_beam and num_samples to 1")
+    self._check_beam(changes, given=lengths is not None)
     checks.check_text(prompt, "the prompt")
     ids = self._tokenizer().encode(prompt)
     how = self._run(settings, seed=seed)
-    ((size,),) = self._sizes([ids], lengths, how)
-    yield from self._decoder.stream(
-      self._sides(ids, size, layout.key_words([ids])[0], settings), how
-    )
+    (sizes,) = self._sizes([ids], lengths, how)
+    if len(sizes) * settings.num_samples > 1:
+      raise UserError("a stream shows one answer: set length_beam and num_samples to 1")
+    words = layout.key_words([ids])[0]
+    yield from self._decoder.stream(self._sides(ids, sizes[0], words, settings), how)
+
+  def text(self, step: Step) -> str:
+    """The text of an answer whose last step this is. Raises UserError without a tokenizer."""
+    self._tokenizer()
+    return self._decoder.text(step.ids, ends=self._ends)
 
   def infill(
     self,
@@ -229,6 +255,7 @@ class Sampler:
         writes on from a prompt, or illegal settings.
     """
     settings = self.settings(preset, **changes)
+    self._check_beam(changes, given=True)
     contract = self.model.contract
     if contract.attention in ("blocks", "causal"):
       raise UserError(
@@ -241,17 +268,17 @@ class Sampler:
     parsed = infilling.parse(template)
     pieces = [self._tokenizer().encode(text) if text else [] for text in parsed.texts]
     words = layout.key_words([[*itertools.chain(*pieces)]])[0]
-    requests = [
-      self._gapped(pieces, sizes, layout.sample_words(words, sample))
+    asked = [
+      requests.gapped(pieces, sizes, layout.sample_words(words, sample), contract)
       for sizes, sample in itertools.product(parsed.sizes, range(settings.num_samples))
     ]
-    for request in requests:
+    for request in asked:
       checks.check_fits(len(request.ids), self.model.config.max_positions, "the text")
     # A </s> in a gap says nothing about the text behind it.
-    candidates = self._decoder.run([(request,) for request in requests], how._replace(ends=False))
+    candidates = self._decoder.run([(request,) for request in asked], how._replace(ends=False))
     whole = [
       dataclasses.replace(candidate, text=self._fill_in(request, candidate.ids))
-      for request, candidate in zip(requests, candidates, strict=True)
+      for request, candidate in zip(asked, candidates, strict=True)
     ]
     return selection.best_of(whole, settings.select)
 
@@ -281,6 +308,7 @@ class Sampler:
     """
     checks.check_batch(batch_size)
     checks.check_seed(seed)
+    checks.check_count("samples", samples)
     checks.check_text(target, "the target")
     row = features.encode(
       Example(prompt, target), self._tokenizer(), self.model.contract,
@@ -308,7 +336,9 @@ class Sampler:
   ) -> list[layout.Shape]:
     """Compiles what `generate` needs for prompts and canvases of these sizes, before they come.
 
-    Programs of `batch_size` rows: all that `strict` calls use, and calls with more than one batch.
+    Programs of `batch_size` rows: exactly what `strict` calls of these sizes use. Other calls also
+    have fewer rows, and the longest row of a batch need not be the one with the largest canvas.
+    Where the model has a length head, its program is compiled too.
 
     Args:
       prompt_tokens: tokens of a prompt, for example (30, 60, 120).
@@ -322,9 +352,10 @@ class Sampler:
       UserError: illegal settings.
     """
     how = self._run(self.settings(preset, **changes), trace=return_trace, batch_size=batch_size)
-    canvases = [self._rounded(length) for length in lengths]
-    pairs = [(n + c + self._frame, c) for n in prompt_tokens for c in canvases]
-    pairs = [pair for pair in pairs if pair[0] <= self.model.config.max_positions]
+    contract, longest = self.model.contract, self.model.config.max_positions
+    canvases = [requests.rounded(length, contract) for length in lengths]
+    pairs = [(n + c + requests.frame(contract), c) for n in prompt_tokens for c in canvases]
+    pairs = [pair for pair in pairs if pair[0] <= longest]
     if not pairs:
       return []
     planned = self._decoder.plan(*zip(*pairs, strict=True), batch_size=batch_size, strict=True)
@@ -332,14 +363,13 @@ class Sampler:
     blank = self._sides([], 1, np.zeros(4, np.uint32), how.settings)
     for shape in shapes:
       self._decoder.compile(blank, shape, how)
+    if self.model.config.length_classes:
+      fitting = [[contract.bos_id] * n for n in prompt_tokens if n < longest]
+      how = how._replace(strict=True)
+      self._decoder.predict_lengths(fitting, [1] * len(fitting), how)
     return shapes
 
   # How a batch is made and run.
-
-  @property
-  def _frame(self) -> int:
-    """Tokens of a row beside prompt and canvas: <s>, and </s> where it is given."""
-    return 2 if self.model.contract.end == "given" else 1
 
   @property
   def _ends(self) -> bool:
@@ -349,11 +379,6 @@ class Sampler:
     if self.model.tokenizer is None:
       raise UserError("this model has no tokenizer, so it takes no text; use generate_ids")
     return self.model.tokenizer
-
-  def _rounded(self, size: int) -> int:
-    """A canvas as training had them: filled up with </s> to a multiple, in whole blocks."""
-    multiple = max(self.model.contract.end_padding, self.model.contract.block_size, 1)
-    return -(-size // multiple) * multiple
 
   def _run(
     self,
@@ -374,59 +399,47 @@ class Sampler:
     params = self.model.params if params is None else params
     return Run(settings, params, seed, batch_size, strict, trace, self._ends, progress)
 
+  def _check_beam(self, changes: dict[str, Any], *, given: bool) -> None:
+    """A beam that was asked for changes nothing where no length is predicted. Raises UserError."""
+    beam = changes.get("length_beam", 1)
+    if beam != 1 and (given or not self.model.config.length_classes):
+      why = "the length is given" if given else "this model has no length head"
+      raise UserError(f"length_beam = {beam} tries predicted lengths, and {why}; leave it out")
+
   def _sizes(
     self, prompts: Sequence[Sequence[int]], lengths: int | Sequence[int] | None, how: Run
   ) -> list[list[int]]:
     """The canvas sizes to try for each prompt. Raises UserError."""
     config, contract = self.model.config, self.model.contract
-    room = [config.max_positions - len(prompt) - self._frame for prompt in prompts]
+    frame = requests.frame(contract)
+    room = [config.max_positions - len(prompt) - frame for prompt in prompts]
     if lengths is not None:
       given = checks.check_lengths(lengths, len(prompts))
-      rounded = map(self._rounded, given)
       sizes = [
-        min(r, max(size, space)) for r, size, space in zip(rounded, given, room, strict=True)
+        min(requests.rounded(size, contract), max(size, space))
+        for size, space in zip(given, room, strict=True)
       ]
     elif config.length_classes:
-      checks.check_room(prompts, [1] * len(prompts), self._frame, config.max_positions)
-      return self._decoder.predict_lengths(prompts, room, how)
+      checks.check_room(prompts, [1] * len(prompts), frame, config.max_positions)
+      predicted = self._decoder.predict_lengths(prompts, room, how)
+      return [
+        requests.around_lengths(beam, space, contract)
+        for beam, space in zip(predicted, room, strict=True)
+      ]
     elif self._ends:
-      open_ = contract.end_padding if contract.attention in ("full", "prefix") else 0
-      size = self._rounded(open_ or _OPEN_CANVAS)
-      sizes = [max(1, min(size, space)) for space in room]
+      sizes = [max(1, min(requests.open_size(contract), space)) for space in room]
     else:
       raise UserError(
-        "how long are the answers? give lengths; this model has no length head "
+        "how long are the answers? give lengths (--length); this model has no length head "
         "(configs/length_head.py trains one) and predicts no end (config.data.end_padding)"
       )
-    checks.check_room(prompts, sizes, self._frame, config.max_positions)
+    checks.check_room(prompts, sizes, frame, config.max_positions)
     return [[size] for size in sizes]
 
   def _sides(
     self, prompt: Sequence[int], size: int, words: np.ndarray, settings: Settings
   ) -> tuple[layout.Request, ...]:
-    """The request of a prompt; under guidance also as the network sees it without that."""
-    contract = self.model.contract
-    shown = [prompt]
-    if settings.guidance:
-      masked = settings.unconditional == "masked"
-      shown.append([contract.mask_id] * len(prompt) if masked else [])
-    closed = contract.end == "given"
-    return tuple(
-      layout.Request(*layout.framed(ids, size, contract), words, closed) for ids in shown
-    )
-
-  def _gapped(
-    self, pieces: Sequence[Sequence[int]], sizes: Sequence[int], words: np.ndarray
-  ) -> layout.Request:
-    """`<s> text gap text ... </s>`."""
-    contract = self.model.contract
-    ids, canvas = [contract.bos_id, *pieces[0]], []
-    for size, piece in zip(sizes, pieces[1:], strict=True):
-      canvas += range(len(ids), len(ids) + size)
-      ids += [contract.eos_id] * size + list(piece)
-    if contract.end == "given":
-      ids.append(contract.eos_id)
-    return layout.Request(ids, np.asarray(canvas), words, closed=False)
+    return requests.sides(prompt, size, words, settings, self.model.contract)
 
   def _fill_in(self, request: layout.Request, ids: Sequence[int]) -> str:
     """The text of a whole row with its canvas filled."""

@@ -1,6 +1,8 @@
 """Which of several candidates for one prompt is its answer."""
 
 import dataclasses
+import functools
+from collections import Counter
 from collections.abc import Sequence
 
 from diffjax import similarity
@@ -34,9 +36,18 @@ def best_of(candidates: Sequence[Generation], select: str) -> Generation:
 
 
 def consensus(texts: Sequence[str], select: str) -> list[float]:
-  """The mean likeness of each text to the others as references."""
-  alike = _LIKENESS[select]
-  return [
-    sum(alike(text, other) for m, other in enumerate(texts) if m != n) / (len(texts) - 1)
-    for n, text in enumerate(texts)
-  ]
+  """The mean likeness of each text to the others as references; equal texts are compared once."""
+  counts = Counter(texts)
+  alike = functools.cache(_LIKENESS[select])
+
+  def likeness(text: str, other: str) -> float:
+    if select == "rouge" and other < text:  # symmetric
+      return alike(other, text)
+    return alike(text, other)
+
+  means = {}
+  for text in counts:
+    others = ((other, count - (other == text)) for other, count in counts.items())
+    total = sum(count * likeness(text, other) for other, count in others if count)
+    means[text] = total / (len(texts) - 1)
+  return [means[text] for text in texts]

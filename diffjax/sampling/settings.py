@@ -2,11 +2,16 @@
 
 import dataclasses
 import difflib
+import numbers
 from typing import Any, Literal, get_args, get_type_hints
+
+import numpy as np
 
 from diffjax.diffusion import strategies, vocabulary
 from diffjax.types import UserError
 
+# What calls take beside the settings.
+_OF_CALLS = ("lengths", "seed", "batch_size", "strict", "return_trace", "preset", "progress")
 _RANDOM = ("stochastic", "ancestral", "remask", "dndm")  # in names of strategies that draw
 
 
@@ -33,6 +38,8 @@ class Settings:
     hints = get_type_hints(type(self))
     for field in dataclasses.fields(self):
       _check_type(field.name, getattr(self, field.name), hints[field.name])
+      if isinstance(value := getattr(self, field.name), np.generic):  # as JSON can say it
+        object.__setattr__(self, field.name, value.item())
     strategies.parse(self.strategy, num_steps=self.num_steps, canvas_size=1)
     vocabulary.draw(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
     if not 0 <= self.guidance < float("inf"):
@@ -56,8 +63,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         f"{name} = {value!r} is none of {', '.join(map(repr, legal))}; did you mean {near!r}?"
       )
     return
-  kinds = {float: (int, float), int: (int,), str: (str,)}[hint]
-  if isinstance(value, bool) or not isinstance(value, kinds):
+  kind = {float: numbers.Real, int: numbers.Integral, str: str}[hint]
+  if isinstance(value, bool | np.bool_) or not isinstance(value, kind):
     word = {float: "a number", int: "a whole number", str: "text"}[hint]
     raise UserError(f"{name} = {value!r} must be {word}")
 
@@ -85,7 +92,7 @@ def settings_of(preset: str = "", **changes: Any) -> Settings:
   known = [field.name for field in dataclasses.fields(Settings)]
   for name in changes:
     if name not in known:
-      near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+      near = difflib.get_close_matches(name, [*known, *_OF_CALLS], n=1, cutoff=0.0)[0]
       raise UserError(
         f"{name!r} is no setting; did you mean {near!r}? settings: {', '.join(known)}"
       )

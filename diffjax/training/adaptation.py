@@ -58,8 +58,8 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
   """Turns loaded weights into the diffusion model that training begins with.
 
   Weights that already denoise stay as they are, but for attention that is still causal, which
-  goes on opening, and a length head, which is left out where no loss trains it. What
-  `config.diffusion` asks of attention is for `trained_contract`.
+  goes on opening unless `config.diffusion` asks for causal attention, and a length head, which is
+  left out where no loss trains it. What else it asks of attention is for `trained_contract`.
 
   Args:
     config: `adaptation`, `length` and `seed` are used.
@@ -107,12 +107,13 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
 
   annealing = Annealing(section.anneal_steps, contract.openness) if section.anneal_steps else None
   if annealing is None:
-    contract = dataclasses.replace(contract, attention="full")
     asked = config.diffusion.attention
+    contract = dataclasses.replace(contract, attention="causal" if asked == "causal" else "full")
     notes.append(f"attention is {'full' if asked == 'own' else asked} from the first step")
   else:
     notes.append(f"attention opens from {annealing.start:.2f} to 1 in {annealing.steps} steps")
-  contract = dataclasses.replace(contract, openness=0.0, output_shift=1)
+  shift = contract.output_shift if source.contract.denoises else 1
+  contract = dataclasses.replace(contract, openness=0.0, output_shift=shift)
   return Adapted(dataclasses.replace(model, contract=contract), annealing, notes)
 
 

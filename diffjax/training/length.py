@@ -25,9 +25,9 @@ class LengthSums(NamedTuple):
   tokens: Array  # float32[]  positions read: <s> and prompts
 
 
-def has_answer(batch: Batch) -> Array:
-  """bool[B]: the rows that are an example, and not padding."""
-  return batch.canvas.any(axis=1)
+def answers_prompt(batch: Batch) -> Array:
+  """bool[B]: the rows that count: an example with a prompt, which was not dropped in training."""
+  return batch.canvas.any(axis=1) & ((prompt_segments(batch) > 0).sum(axis=1) > 1)
 
 
 def prompt_segments(batch: Batch) -> Array:
@@ -66,7 +66,7 @@ def loss_sums(
   target = target_classes(batch, eos_id=eos_id, classes=log_p.shape[1])[:, None]
   right = jnp.take_along_axis(log_p, target, axis=1)  # [B, 1]
   better = (log_p > right).sum(axis=1)
-  real = has_answer(batch)
+  real = answers_prompt(batch)
   count = lambda rows: (rows & real).sum().astype(jnp.float32)
   loss = -jnp.where(real, right[:, 0], 0).sum()
   return loss, LengthSums(

@@ -15,7 +15,6 @@ from diffjax.config import Contract, ExperimentConfig, LoraConfig, ModelConfig
 from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import objectives, schedules, vocabulary
 from diffjax.models import lora, transformer
-from diffjax.models.length_head import prompt_contract
 from diffjax.training import length, metrics, optimizer, state, step
 from diffjax.training.start import CACHE, check_workdir, claim, freezes, place, starting_point
 from diffjax.training.supervision import Stop
@@ -266,7 +265,7 @@ def make_length_loss(
       segments,
       tokens,
       config=model.config,
-      contract=prompt_contract(model.contract),
+      contract=model.contract,
       compute=config.compute,
       lora=config.lora,
     )

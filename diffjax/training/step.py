@@ -10,7 +10,7 @@ import optax
 
 from diffjax.diffusion import objectives, vocabulary
 from diffjax.models import lora, transformer
-from diffjax.training.length import LengthSums, has_answer
+from diffjax.training.length import LengthSums, answers_prompt
 from diffjax.training.state import TrainState
 from diffjax.types import Array, Batch, Params
 
@@ -147,7 +147,7 @@ def train_step(
     gradients = jax.tree.map(lambda g: g * scale, gradients)
   if length:
     # What it is divided by is known before, so that one sum of gradients does for both losses.
-    share = length_weight / jnp.maximum(has_answer(batch).sum(), 1)
+    share = length_weight / jnp.maximum(answers_prompt(batch).sum(), 1)
 
     def shared(params: Params, part: Batch) -> tuple[Array, LengthSums]:
       total, counts = length(params, frozen, part)

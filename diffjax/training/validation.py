@@ -13,7 +13,6 @@ from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import strategies
 from diffjax.evaluation import tasks
 from diffjax.models import lora, transformer
-from diffjax.models.length_head import prompt_contract
 from diffjax.sampling import Sampler
 from diffjax.training import metrics, step
 from diffjax.training.length import LengthSums
@@ -54,7 +53,7 @@ class _InTraining(models.Model):
       segments,
       tokens,
       config=self.config,
-      contract=prompt_contract(self.contract),
+      contract=self.contract,
       compute=self.compute,
       lora=self.lora,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from diffjax import model as models
 from diffjax.cli import decoding, sample, terminal_trace
 from diffjax.cli.interactive import Conversation
 from diffjax.config import Contract, ModelConfig
@@ -105,6 +106,7 @@ def test_a_stopped_command_goes_on_to_the_same_answers(into, sampler, monkeypatc
 
   def stopped(self, prompts, **options):
     calls.append(prompts)
+    assert len(prompts) <= 2  # a batch: nothing is decoded for its counts of equal prompts
     if len(calls) == 2:
       raise KeyboardInterrupt
     return generate(self, prompts, **options)
@@ -131,6 +133,26 @@ def test_other_settings_do_not_go_into_the_same_file(into, tmp_path):
       into(path, *more)
 
 
+def test_answers_of_two_checkpoints_do_not_go_into_the_same_file(sampler, monkeypatch, tmp_path):
+  path, run = tmp_path / "out.jsonl", tmp_path / "run"
+  (run / "checkpoints").mkdir(parents=True)
+  read = []
+  monkeypatch.setattr(Sampler, "load", classmethod(lambda cls, path: read.append(path) or sampler))
+  parser = argparse.ArgumentParser()
+  sample.add_arguments(parser)
+  words = ["--model", str(run), "--prompt=a", "--output", str(path), "--length=4"]
+  arguments = parser.parse_args([*words, "--num-steps=1"])
+  for step in (100, 200):
+    found = models.Checkpoint(run, step, {})
+    monkeypatch.setattr(models, "checkpoint_of", lambda directory, found=found: found)
+    if step == 100:
+      sample.run(arguments)
+      continue
+    with pytest.raises(UserError, match=r"made with model = '.*/100', now it is '.*/200'"):
+      sample.run(arguments)
+  assert read == [run / "checkpoints" / "100", run / "checkpoints" / "200"]
+
+
 def test_an_option_for_every_setting():
   defaults = dataclasses.asdict(Settings())
   assert decoding.OPTIONS.keys() == defaults.keys()
@@ -144,7 +166,9 @@ def test_a_preset_is_changed_by_what_is_given_only(command, sampler, monkeypatch
   record = lambda prompts, **options: seen.update(options) or [ANSWER] * len(prompts)
   monkeypatch.setattr(sampler, "generate", record)
   command("--prompt", "a", "--preset", "llada", "--num-steps", 7)
-  assert (seen["strategy"], seen["num_steps"], seen["lengths"]) == ("confidence-block32", 7, None)
+  given = {"preset": "llada", "num_steps": 7}
+  assert seen.items() >= (given | {"lengths": None}).items()
+  assert not seen.keys() & (Settings.__dataclass_fields__.keys() - given.keys())
 
 
 def test_text_files_are_one_prompt_a_line(tmp_path):
@@ -282,10 +306,14 @@ def test_settings_of_a_conversation(talk):
 
 def test_mistakes_do_not_end_a_conversation(talk):
   talked, shown = talk(
+    ":set seed=-1", ":set length=0",
     ":set num_step=3", ":set num_steps=x", ":set num_steps=0", ":set preset=x", ":quit",
     KeyboardInterrupt, "eins", ":set length=4", ":set temperature=0.5", "eins",
   )  # fmt: skip
   assert "did you mean :set num_steps=VALUE" in shown
+  assert "seed = -1 must be" in shown
+  assert "length 0 of prompt 1 must be" in shown
+  assert (talked.seed, talked.length) == (0, 4)
   assert "num_steps = 'x' must be a whole number" in shown
   assert "num_steps = 0 must be" in shown
   assert "preset 'x' is none of" in shown

@@ -52,13 +52,15 @@ def denoiser(prompts, is_prompt):
 
 
 @jax.jit
-def decode(strategies, kinds, tokens, is_prompt, canvas, keys, end_id):
+def decode(strategies, kinds, tokens, is_prompt, canvas, keys, end_id, draw, always):
   view = generation.whole_rows(denoiser(tokens, is_prompt), tokens, canvas)
-  draw = vocabulary.draw(temperature=1.0)
-  return generation.fill(
-    view, canvas, keys, EachRowItsOwn(strategies, kinds), draw,
-    mask_id=MASK, chunk=512, end_id=end_id,
-  )  # fmt: skip
+  cond = jax.lax.cond
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax.lax, "cond", lambda asked, *ways: cond(asked | always, *ways))
+    return generation.fill(
+      view, canvas, keys, EachRowItsOwn(strategies, kinds), draw,
+      mask_id=MASK, chunk=512, end_id=end_id,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -100,13 +102,14 @@ def cases():
   return Cases(kinds, tokens, ~on_canvas, places, real, np.asarray(keys))
 
 
-def run(cases, names=NAMES, *, end_id=-1):
+def run(cases, names=NAMES, *, end_id=-1, temperature=1.0, always=False):
   strategies = tuple(
     parse(name, num_steps=STEPS, canvas_size=cases.places.shape[1]) for name in names
   )
   return jax.device_get(decode(
     strategies, cases.kinds, cases.tokens, cases.is_prompt, Canvas(cases.places, cases.real),
     jax.random.wrap_key_data(cases.keys), jnp.int32(end_id),
+    vocabulary.draw(temperature=temperature), always,
   ))  # fmt: skip
 
 
@@ -158,7 +161,25 @@ def test_same_keys_same_text_in_any_order_and_beside_any_rows():
   kept = np.arange(CASES) % 211 == 0
   alone.real[~kept] = False
   assert len(np.unique(alone.kinds[kept])) > 20
-  assert (run(alone).tokens[kept] == whole.tokens[kept]).all()
+  alone = run(alone)
+  for field in ("tokens", "scores", "calls"):
+    assert (getattr(alone, field)[kept] == getattr(whole, field)[kept]).all()
+
+
+def test_predictions_of_a_few_positions_that_are_kept_are_those_that_a_step_reads():
+  few = [n for n in NAMES if not n.startswith(("reparam", "dndm_topk"))]  # these read all positions
+  mine = cases().take(np.arange(50 * len(few)))
+  mine.kinds = (np.arange(len(mine.kinds)) % len(few)).astype(np.int32)
+  whole = run(mine, few, temperature=0.0)
+  asking = run(mine, few, temperature=0.0, always=True)
+  jax.tree.map(np.testing.assert_array_equal, asking, whole)
+  kept = np.arange(len(mine.kinds)) % 50 == 0
+  alone = mine.take(np.arange(len(mine.kinds)))
+  alone.real[~kept] = False
+  assert len(np.unique(alone.kinds[kept])) == len(few)
+  alone = run(alone, few, temperature=0.0)
+  for field in ("tokens", "scores", "calls"):
+    assert (getattr(alone, field)[kept] == getattr(whole, field)[kept]).all()
 
 
 def test_texts_are_equal_across_shapes():

@@ -51,7 +51,7 @@ def exact_logits(law):
 
 
 @functools.partial(jax.jit, static_argnames="keep_trace")
-def sample(strategy, logits, keys, *, keep_trace=False):
+def sample(strategy, logits, keys, end_id=-1, *, keep_trace=False):
   code = (V + 1) ** jnp.arange(C - 1, -1, -1)
   rows = jnp.arange(V + 1)
   head = Head(lambda _, hidden: hidden, {}, jnp.eye(V + 1), jnp.zeros(V + 1), rows < MASK)
@@ -59,7 +59,8 @@ def sample(strategy, logits, keys, *, keep_trace=False):
   canvas = Canvas(jnp.broadcast_to(jnp.arange(C), shape), jnp.ones(shape, bool))
   return generation.fill(
     View(lambda said: logits[said @ code], head), canvas, keys, strategy,
-    vocabulary.draw(temperature=1.0), mask_id=MASK, chunk=2**20, keep_trace=keep_trace,
+    vocabulary.draw(temperature=1.0), mask_id=MASK, chunk=2**20, end_id=end_id,
+    keep_trace=keep_trace,
   )  # fmt: skip
 
 
@@ -84,12 +85,14 @@ class Drawn(NamedTuple):
 
 
 @functools.cache
-def decode_together(num_steps, law=dependent_law):
+def decode_together(num_steps, law=dependent_law, end_id=-1):
   """name -> Drawn, all from one compiled program."""
   strategies = tuple(parse(name, num_steps=num_steps, canvas_size=C) for name in TOGETHER)
   kinds = np.repeat(np.arange(len(TOGETHER), dtype=np.int32), EACH)
   keys = jax.random.split(jax.random.key(0), len(kinds))
-  drawn = sample(EachRowItsOwn(strategies, kinds), exact_logits(law), keys, keep_trace=True)
+  drawn = sample(
+    EachRowItsOwn(strategies, kinds), exact_logits(law), keys, np.int32(end_id), keep_trace=True
+  )
   split = lambda x, axis=0: np.split(np.asarray(x), len(TOGETHER), axis)
   columns = split(drawn.tokens), split(drawn.calls), split(drawn.trace.masked, 1)
   return {name: Drawn(*parts) for name, *parts in zip(TOGETHER, *columns, strict=True)}
@@ -135,6 +138,17 @@ def test_remasking_that_reveals_one_position_at_a_time_is_exact():
 @pytest.mark.parametrize("name", TOGETHER)
 def test_independent_positions_are_exact_at_any_number_of_steps(name, num_steps):
   assert p_value(decode_together(num_steps, product_law)[name].tokens, product_law) > 1e-3
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_rows_end_as_often_as_their_law_says(name):
+  end = 1
+  tokens = decode_together(16, product_law, end)[name].tokens
+  cut = np.where(np.cumsum(end == OUTCOMES, -1) > 0, end, OUTCOMES)
+  expected = np.bincount(cut @ V ** np.arange(C - 1, -1, -1), product_law(), minlength=V**C)
+  possible = expected > 0
+  assert counts(tokens)[~possible].sum() == 0
+  assert stats.chisquare(counts(tokens)[possible], expected[possible] * EACH).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", TOGETHER[1:])

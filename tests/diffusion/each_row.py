@@ -18,8 +18,8 @@ class EachRowItsOwn:
   kinds: jax.Array  # int32[B]
 
   @property
-  def revises(self):
-    return any(strategy.revises for strategy in self.strategies)
+  def settles(self):
+    return jnp.asarray([strategy.settles for strategy in self.strategies])[self.kinds]
 
   @property
   def needs(self):
@@ -49,6 +49,11 @@ class EachRowItsOwn:
   def waits(self, state, **arguments):
     each = zip(self.strategies, state.memory, strict=True)
     return self._choose([s.waits(state._replace(memory=m), **arguments) for s, m in each])
+
+  def reads(self, state, **arguments):
+    each = zip(self.strategies, state.memory, strict=True)
+    read = [s.reads(state._replace(memory=m), **arguments) for s, m in each]
+    return None if any(r is None for r in read) else self._choose(read)
 
   def step(self, state, prediction, *, number, **arguments):
     each = zip(self.strategies, state.memory, strict=True)

@@ -1,6 +1,5 @@
 """The decoding loop: against a slow twin, with an oracle, and what it may never touch."""
 
-import functools
 import math
 
 import jax
@@ -18,8 +17,6 @@ from diffjax.types import Denoiser, Head
 V, MASK, PADDING_ROWS = 24, 20, 3  # ids 21, 22, 23 are padding rows of the table
 ROWS, LENGTH, SLOTS = 12, 40, 16
 UNCOND = "reparam-uncond-deterministic-cosine"
-# Toys, run a few times: nearly all of their time is the compiler's.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def head():
@@ -62,7 +59,7 @@ KEYS = jax.random.split(jax.random.key(7), ROWS)
 compiled_count = 0
 
 
-@compiled
+@jax.jit
 def decode(strategy, draw, tokens, canvas, canvas_mask, keys):
   global compiled_count
   compiled_count += 1
@@ -78,17 +75,17 @@ def run(name, num_steps=10, temperature=0.0):
   return jax.device_get(decode(strategy, draw, TOKENS, CANVAS, CANVAS_MASK, KEYS))
 
 
-@compiled
+@jax.jit
 def network(xt):
   return chaotic_denoiser().trunk(xt, None)
 
 
-@compiled
+@jax.jit
 def sample(logits, keys, draw):
   return vocabulary.predict(head(), logits, chunk=64, keys=keys, draw=draw)
 
 
-@compiled
+@jax.jit
 def noise_of(rows, step, positions):
   """The noise of some positions, by the rule as written: row, then step, then position."""
 
@@ -196,7 +193,7 @@ def test_the_network_sees_the_canvas_changed_and_nothing_else():
     jax.debug.callback(lambda xt: seen.append(np.asarray(xt)), xt, ordered=True)
     return chaotic_denoiser().trunk(xt, t)
 
-  @compiled
+  @jax.jit
   def watched(strategy):
     side = Side(Denoiser(trunk, head()), TOKENS, Canvas(CANVAS, CANVAS_MASK))
     return generation.generate([side], KEYS, strategy, vocabulary.draw(), mask_id=MASK, chunk=64)
@@ -239,7 +236,7 @@ def test_a_skipped_call_changes_no_bit(monkeypatch, temperature):
     jax.debug.callback(lambda: asked.append(1))
     return chaotic_denoiser(mixing=1).trunk(xt, t)
 
-  @compiled
+  @jax.jit
   def decode_asking(always):
     monkeypatch.setattr(jax.lax, "cond", lambda p, look, keep: cond(p | always, look, keep))
     side = Side(Denoiser(trunk, head()), TOKENS, Canvas(CANVAS, few))
@@ -268,7 +265,7 @@ def test_on_step_gets_every_step_in_order():
   steps = []
   keep = lambda step: steps.append(jax.tree.map(np.asarray, step))
 
-  @compiled
+  @jax.jit
   def watched(strategy):
     side = Side(chaotic_denoiser(), TOKENS, Canvas(CANVAS, CANVAS_MASK))
     return generation.generate(
@@ -292,7 +289,7 @@ def test_a_revealed_end_cuts_its_row():
   real = np.arange(SLOTS) < sizes[:, None]
   said = jnp.zeros((LENGTH, V)).at[:, 5].set(4).at[13].set(jnp.eye(V)[end] * 9)
 
-  @compiled
+  @jax.jit
   def ending(strategy):
     side = Side(
       Denoiser(lambda xt, t: jnp.broadcast_to(said, (*xt.shape, V)), head()),
@@ -359,7 +356,7 @@ def test_oracle_gives_gold_whatever_the_order():
   def trunk(xt, t):
     return jax.nn.one_hot(gold, V) * (40 + noise[..., None])
 
-  @compiled
+  @jax.jit
   def oracle(strategy):
     side = Side(Denoiser(trunk, head()), TOKENS, Canvas(CANVAS, CANVAS_MASK))
     return generation.generate([side], KEYS, strategy, vocabulary.draw(), mask_id=MASK, chunk=50)

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from jax.sharding import AxisType, Mesh
 
-from diffjax.diffusion import vocabulary
+from diffjax.diffusion import draws, vocabulary
 from diffjax.types import Head, UserError
 
 ROWS, WIDTH, VOCABULARY = 40, 8, 32
@@ -300,8 +300,15 @@ def test_sampling_over_several_tiles_follows_the_law():
   assert chi_square(bins[have.tokens], binned) > 1e-4
 
 
+def test_the_likeliest_token_is_kept_at_the_least_top_p():
+  least = vocabulary.draw(temperature=1e-37, top_p=float(np.finfo(np.float32).tiny))
+  tempered = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32) * 1e30
+  kept = draws.kept(jnp.asarray(tempered), least)
+  np.testing.assert_array_equal(kept, tempered == tempered.max(0))
+
+
 def test_tokens_of_probability_one_in_a_million_are_neither_lost_nor_inflated():
-  draws, rows, rare = 2**20, 1024, 1e-6
+  draws, rows, rare = 2**19, 1024, 1e-6
   # Two likely tokens: rare ones in the groups of rows of a likely one, and in groups of their own.
   law = np.full(rows, rare)
   law[[0, 100]] = (1 - rare * (rows - 2)) * np.array([0.75, 0.25])
@@ -317,6 +324,16 @@ def test_tokens_of_probability_one_in_a_million_are_neither_lost_nor_inflated():
   for which in (beside, apart):
     expected = draws * rare * which.sum()
     assert abs(counts[which].sum() - expected) < 4 * np.sqrt(expected)
+
+
+def test_the_noise_of_a_draw_is_fine_in_its_right_tail():
+  """An ordinary float32 Gumbel variable takes the same few values there, and none above 16."""
+  keys = jax.random.split(jax.random.key(2), 2**17)
+  noise = np.asarray(jax.jit(draws.group_noise, static_argnums=2)(keys, 0, 1024))
+  tail = noise[noise > 12]
+  expected = noise.size * -np.expm1(-np.exp(-12.0))
+  assert abs(len(tail) - expected) < 4 * np.sqrt(expected)
+  assert len(np.unique(tail)) == len(tail)
 
 
 def test_a_temperature_near_0_is_the_argmax():
@@ -338,8 +355,10 @@ def test_bfloat16_features_give_float32_scores():
 
 
 @pytest.mark.parametrize(
-  "numbers", [dict(temperature=-1), dict(top_p=0), dict(top_p=1.1), dict(top_k=-1)]
-)
+  "numbers",
+  [dict(temperature=-1), dict(temperature=1e-39), dict(temperature=1e39), dict(top_p=0),
+   dict(top_p=1e-39), dict(top_p=1.1), dict(top_k=-1)],
+)  # fmt: skip
 def test_illegal_draws_are_named(numbers):
   with pytest.raises(UserError, match=f"{next(iter(numbers))} = .*must be"):
     vocabulary.draw(**numbers)

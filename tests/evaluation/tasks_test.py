@@ -87,3 +87,8 @@ def test_without_the_gold_length_the_model_decides():
   ]
   report = tasks.evaluate(parrot, EXAMPLES, gold_length=False, length_beam=3)
   assert report.hypotheses == ["b", "b", "b"]
+
+
+def test_without_examples_there_is_no_mean():
+  with pytest.raises(UserError, match="no examples"):
+    tasks.evaluate(Parrot(), [])

@@ -25,6 +25,8 @@ def test_gaps_are_found_with_the_texts_around_them():
   ("template", "message"),
   [
     ("no gap", "has no gap"),
+    ("a {{3}} b {{4", r"\{\{ without its other half"),
+    ("a 3}} b {{4}}", r"\}\} without its other half"),
     ("a {{x}} b", r"the gap \{\{x\}\} must be"),
     ("a {{0}} b", r"the gap \{\{0\}\} must be"),
     ("a {{4-2}} b", r"the gap \{\{4-2\}\} must be"),

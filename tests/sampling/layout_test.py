@@ -37,6 +37,8 @@ def test_key_words_are_the_hash_the_sample_and_the_count_of_equals():
   assert words[:, 3].tolist() == [0, 0, 1, 2]
   assert (words[0, :2] == words[3, :2]).all()
   assert (words[0, :2] != words[1, :2]).all()
+  later = layout.key_words([[7], [5, 6], [5, 6]], [0, 2, 2])
+  assert (later == words[[1, 2, 3]] + np.uint32([[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1]])).all()
   assert layout.sample_words(words[3], 5).tolist() == [*expected, 5, 2]
 
 

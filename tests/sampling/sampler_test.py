@@ -100,6 +100,10 @@ def test_equal_prompts_differ_and_seeds_differ_and_repeat(sampler):
   assert len({tuple(first[i].ids) for i in (0, 1, 3)}) == 3
   assert [first[i].ids for i in (2, 0, 1, 3)] == [answer.ids for answer in again]
   assert run(["abc", "abc", "xyz", "abc"], 2**32 - 1)[0].ids != first[0].ids
+  later = sampler.generate(
+    ["xyz", "abc", "abc", "x"], repeats=[0, 1, 1, 0], batch_size=4, **options
+  )
+  assert [answer.ids for answer in later[:3]] == [first[i].ids for i in (2, 1, 3)]
 
 
 def test_one_program_serves_step_counts_seeds_and_other_parameters():
@@ -110,6 +114,8 @@ def test_one_program_serves_step_counts_seeds_and_other_parameters():
   run(strategy="reparam-uncond-deterministic-linear")
   other = run(params=make_model(seed=1).params)
   assert sampler.programs == 1
+  run(num_steps=17)  # the next bucket of steps
+  assert sampler.programs == 2
   assert other[0].ids != first[0].ids
   assert run(num_steps=10) == first
   assert first[0].text == ""  # without a tokenizer there are ids alone
@@ -158,8 +164,10 @@ def test_without_a_tokenizer_text_is_refused():
     ("a" * 44, {"lengths": 3}, "44 tokens; with 3 .* is 49, and the model has 48 positions"),
     ("abc", {"num_steps": 0}, "num_steps = 0 must be"),
     ("abc", {"temperature": -1.0}, r"temperature = -1.0 must be"),
-    ("abc", {"strategy": "greedy"}, "strategy = 'greedy' is none of"),
+    ("abc", {"strategy": "greedy"}, "strategy = 'greedy' is no strategy"),
     ("abc", {"seed": -1}, "seed = -1 must be"),
+    ("abc", {"seed": 1.5}, "seed = 1.5 must be a whole number"),
+    ("abc", {"repeats": [1, 2]}, "2 repeats for 1 prompts"),
     ("abc", {"batch_size": 0}, "batch_size = 0 must be"),
   ],
 )
@@ -167,6 +175,18 @@ def test_mistakes_are_one_line(sampler, prompts, options, message):
   with pytest.raises(UserError, match=message) as error:
     sampler.generate(prompts, **({"lengths": 3} | options))
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("id_", [-1, 41, 2.0, True])
+def test_ids_are_of_the_vocabulary(sampler, id_):
+  with pytest.raises(UserError, match=f"id {id_} of prompt 2 must be in 0 .. 40"):
+    sampler.generate_ids([[5], [6, id_]], lengths=3)
+
+
+def test_samples_of_a_score_are_whole(sampler):
+  for samples in (0, 1.5):
+    with pytest.raises(UserError, match=f"samples = {samples} must be"):
+      sampler.score("abc", "de", samples=samples)
 
 
 def test_an_empty_list_is_no_mistake(sampler):

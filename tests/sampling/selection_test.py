@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from diffjax import similarity
+from diffjax.sampling import selection
 from diffjax.sampling.results import Generation
 from diffjax.sampling.selection import best_of, consensus
 
@@ -55,3 +57,15 @@ def test_ties_go_to_the_first_and_one_candidate_is_itself():
 def test_consensus_is_the_mean_likeness_to_the_others():
   values = consensus(["a b", "a b", "c d"], "rouge")
   assert values == pytest.approx([50, 50, 0])
+
+
+@pytest.mark.parametrize("select", ["bleu", "rouge"])
+def test_equal_texts_are_compared_once(select, monkeypatch):
+  texts = ["a b c d e", "a b c d e", "a b c", "e d", "a b c"]
+  alike = {"bleu": similarity.bleu, "rouge": similarity.rouge_l}[select]
+  pairs = []
+  monkeypatch.setitem(selection._LIKENESS, select, lambda *pair: pairs.append(pair) or alike(*pair))
+  expected = [sum(alike(x, y) for m, y in enumerate(texts) if m != n) / 4
+              for n, x in enumerate(texts)]  # fmt: skip
+  assert consensus(texts, select) == pytest.approx(expected)
+  assert len(pairs) == len(set(pairs)) == {"bleu": 8, "rouge": 5}[select]

@@ -24,7 +24,7 @@ LLAMA = ModelConfig(
 )  # fmt: skip
 CAUSAL = Contract(bos_id=0, pad_id=2, eos_id=2, mask_id=-1, attention="causal")
 DENOISES = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=39)
-DATA = {"train": {"kind": "text", "path": "x"}, "max_length": 64}
+DATA = {"train": {"kind": "jsonl", "path": "x"}, "max_length": 64}
 
 
 class Tokenizer:
@@ -157,6 +157,20 @@ def test_answers_of_a_causal_source_may_be_read_after_their_prompts(attention):
   assert (again.contract, annealing, notes) == (contract, None, [])
   with pytest.raises(UserError, match="source is no causal model"):
     adapt(experiment(adaptation={"anneal_steps": 4}), source(contract))
+
+
+def test_attention_stays_causal_where_it_is_asked_to():
+  config = experiment(diffusion={"attention": "causal"})
+  model, annealing, notes = adapt(config, source())
+  assert annealing is None
+  assert "attention is causal from the first step" in notes
+  contract = trained_contract(config, model.contract)
+  assert (contract.attention, contract.output_shift) == ("causal", 1)
+  for shift in (0, 1):  # with a mask already: from such a run, or from scratch
+    before = dataclasses.replace(DENOISES, attention="causal", output_shift=shift)
+    assert trained_contract(config, adapt(config, source(before))[0].contract) == before
+    opened = dataclasses.replace(before, attention="full")
+    assert trained_contract(experiment(), adapt(experiment(), source(before))[0].contract) == opened
 
 
 REFUSED = [

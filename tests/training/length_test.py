@@ -64,7 +64,18 @@ def test_an_answer_of_n_tokens_has_class_n_minus_1_whatever_ends_it(contract):
   classes = functools.partial(length.target_classes, batch, eos_id=EOS)
   assert list(classes(classes=20)[:-1]) == [n - 1 for n in LENGTHS]
   assert list(classes(classes=6)[:-1]) == [0, 1, 4, 5, 5]
-  np.testing.assert_array_equal(length.has_answer(batch), [True] * len(LENGTHS) + [False])
+  np.testing.assert_array_equal(length.answers_prompt(batch), [True] * len(LENGTHS) + [False])
+
+
+def test_rows_without_a_prompt_do_not_count():
+  batch = rows(GIVEN)
+  start = np.arange(ROW) == 0
+  dropped = batch._replace(canvas=(batch.segments > 0) & ~start)
+  assert not length.answers_prompt(dropped).any()
+  loss, sums = length.loss_sums(
+    {}, {}, dropped, read=lambda params, segments, tokens: np.zeros((len(tokens), 6)), eos_id=EOS
+  )
+  assert (loss, sums.examples, sums.correct) == (0, 0, 0)
 
 
 @functools.cache

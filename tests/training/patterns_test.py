@@ -151,12 +151,29 @@ def contract_of(workdir):
     return contract_from_dict(saved.meta(saved.latest())["contract"])
 
 
-def test_a_prefix_run_says_so(room, tmp_path, noised_by):
-  train(config_from_dict(experiment(room, attention="prefix", coupled=False)), tmp_path / "run")
+@pytest.mark.parametrize("attention", ["prefix", "causal"])
+def test_a_run_says_who_saw_whom(attention, room, tmp_path, noised_by):
+  train(config_from_dict(experiment(room, attention=attention, coupled=False)), tmp_path / "run")
   contract = contract_of(tmp_path / "run")
-  assert (contract.attention, contract.block_size) == ("prefix", 0)
+  assert (contract.attention, contract.block_size) == (attention, 0)
   assert (contract.end, contract.end_padding) == ("predicted", SIZE)
   assert set(noised_by) == {0}
+
+
+def test_under_causal_attention_positions_see_what_is_before_them():
+  batch, causal = rows(0), dataclasses.replace(PREFIX, attention="causal")
+
+  @jax.jit
+  def hidden(params, tokens):
+    denoiser = transformer.bind(
+      params, batch.segments, config=MODEL, contract=causal, compute=ComputeConfig(),
+      canvas=batch.canvas,
+    )  # fmt: skip
+    return denoiser.trunk(tokens, None)[0]
+
+  other = np.where(np.arange(LENGTH) == PROMPT + 2, 5, batch.tokens)
+  moved = np.abs(hidden(params(), other) - hidden(params(), batch.tokens)).max(1) > 1e-6
+  assert moved.tolist() == [n >= PROMPT + 2 for n in range(LENGTH)]
 
 
 def test_a_run_in_blocks_says_so_and_what_tunes_it_keeps_them(room, tmp_path, noised_by):

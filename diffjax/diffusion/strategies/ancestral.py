@@ -40,7 +40,7 @@ class Ancestral:
   num_steps: np.ndarray | Array  # int32[]
 
   needs = frozenset()
-  revises = False
+  settles = True
 
   @property
   def step_bucket(self) -> int:
@@ -54,6 +54,10 @@ class Ancestral:
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """Rows of which this step reveals nothing."""
     return ~self._revealed(state, number, keys).any(-1)
+
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
+    """What this step reveals."""
+    return self._revealed(state, number, keys)
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array

@@ -42,9 +42,9 @@ class Dndm:
   needs = frozenset()
 
   @property
-  def revises(self) -> bool:
+  def settles(self) -> bool:
     """By rank, revealed positions are compared anew."""
-    return self.by_rank
+    return not self.by_rank
 
   @property
   def step_bucket(self) -> int:
@@ -60,6 +60,10 @@ class Dndm:
     """Rows without a transition in this step."""
     return ~self._due(state, canvas, number)
 
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array | None:
+    """What this step reveals; by rank, all positions."""
+    return None if self.by_rank else state.masked & (state.memory == number)
+
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array
   ) -> State:
@@ -67,20 +71,14 @@ class Dndm:
     if not self.by_rank:
       return reveal(state, prediction, state.masked & (state.memory == number))
     scores = prediction.scores.astype(jnp.float32)
-    routed = route(state, prediction, scores, self._left(state, canvas, number), canvas=canvas)
+    left = (canvas & (state.memory > number)).sum(-1)
+    routed = route(state, prediction, scores, left, canvas=canvas)
     due = self._due(state, canvas, number)
     keep = lambda new, old: jnp.where(due.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
     return jax.tree.map(keep, routed, state)
 
   def _due(self, state: State, canvas: Array, number: Array) -> Array:
-    now = canvas & (state.memory == number)
-    if not self.by_rank:
-      return (now & state.masked).any(-1)
-    # More are masked than should be where the canvas was cut at an end that was revealed.
-    return now.any(-1) | (state.masked.sum(-1) > self._left(state, canvas, number))
-
-  def _left(self, state: State, canvas: Array, number: Array) -> Array:
-    return (canvas & (state.memory > number)).sum(-1)
+    return (canvas & (state.memory == number)).any(-1)
 
 
 def dndm(*, by_rank: bool, grid: str, num_steps: int) -> Dndm:

@@ -28,7 +28,7 @@ class MaskPredict:
   num_steps: np.ndarray | Array  # int32[]
 
   needs = frozenset()
-  revises = False
+  settles = False
 
   @property
   def step_bucket(self) -> int:
@@ -42,6 +42,10 @@ class MaskPredict:
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """No row waits: what is masked is predicted in every step."""
     return never(state)
+
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
+    """What is masked."""
+    return state.masked
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array

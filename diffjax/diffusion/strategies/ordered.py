@@ -49,7 +49,7 @@ class Ordered:
   stochastic: bool
   step_bucket: int
 
-  revises = False
+  settles = True
 
   @property
   def needs(self) -> frozenset[str]:
@@ -64,19 +64,16 @@ class Ordered:
     """No row waits: each step reveals something."""
     return never(state)
 
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
+    """The current block's masked positions; from left to right, what this step reveals."""
+    eligible, count, place = self._eligible(state, canvas, number)
+    return eligible & (ranks(place, eligible) < count) if self.measure == "position" else eligible
+
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array
   ) -> State:
     """One step on canvas bool[B, C]; keys [B, C] serve the noise on the order."""
-    size, block = state.memory, jnp.asarray(self.block_size)
-    blocks = jnp.maximum(1, -(-size // block))
-    steps = jnp.clip(self.planned_steps // blocks, 1, block)  # of each block
-    current = number // steps
-    inside = jnp.clip(size - current * block, 0, block)
-    count = inside // steps + (number % steps < inside % steps)
-
-    place = places(canvas)
-    eligible = state.masked & (place // block == current[:, None])
+    eligible, count, place = self._eligible(state, canvas, number)
     sure = {
       "confidence": prediction.scores,
       "entropy": prediction.entropy,
@@ -86,7 +83,19 @@ class Ordered:
     sure = -sure if self.measure == "entropy" else sure
     if self.stochastic:
       sure += self.noise_scale * gumbels(keys)
-    return reveal(state, prediction, eligible & (ranks(-sure, eligible) < count[:, None]))
+    return reveal(state, prediction, eligible & (ranks(-sure, eligible) < count))
+
+  def _eligible(self, state: State, canvas: Array, number: Array) -> tuple[Array, Array, Array]:
+    """The current block's masked positions, how many to reveal [B, 1], and all places."""
+    size, block = state.memory, jnp.asarray(self.block_size)
+    blocks = jnp.maximum(1, -(-size // block))
+    steps = jnp.clip(self.planned_steps // blocks, 1, block)  # of each block
+    current = number // steps
+    inside = jnp.clip(size - current * block, 0, block)
+    count = inside // steps + (number % steps < inside % steps)
+
+    place = places(canvas)
+    return state.masked & (place // block == current[:, None]), count[:, None], place
 
 
 def ordered(

@@ -46,7 +46,7 @@ class Parallel:
   step_bucket: int
 
   needs = frozenset()
-  revises = False
+  settles = True
 
   def init(self, canvas: Array, keys: Array) -> State:
     """Everything masked."""
@@ -56,13 +56,17 @@ class Parallel:
     """No row waits: each step reveals something."""
     return never(state)
 
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
+    """The current block's masked positions."""
+    block = places(canvas) // self.block_size
+    current = jnp.where(state.masked, block, canvas.shape[-1]).min(-1, keepdims=True)
+    return state.masked & (block == current)
+
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array
   ) -> State:
     """One step on canvas bool[B, C]; without noise of its own."""
-    block = places(canvas) // self.block_size
-    current = jnp.where(state.masked, block, canvas.shape[-1]).min(-1, keepdims=True)
-    eligible = state.masked & (block == current)
+    eligible = self.reads(state, canvas=canvas, number=number, keys=keys)
     scores = prediction.scores.astype(jnp.float32)
     rank = ranks(-scores, eligible)
     if self.rule == "threshold":

@@ -33,8 +33,9 @@ class Remask:
   """Reveals as ancestral sampling does, and masks revealed positions again (2503.00307).
 
   From time t to s a revealed position is masked with probability sigma, a masked one revealed with
-  probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which keeps the marginals. sigma is
-  at most sigma_max = min(1, (1 - alpha_s) / alpha_t):
+  probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which keeps the marginals of all but
+  `confidence`, which masks too few or too many. sigma is at most
+  sigma_max = min(1, (1 - alpha_s) / alpha_t):
 
     cap         sigma = min(eta, sigma_max)
     rescale     sigma = eta sigma_max
@@ -52,7 +53,7 @@ class Remask:
   by_confidence: bool
 
   needs = frozenset()
-  revises = False
+  settles = False
 
   @property
   def step_bucket(self) -> int:
@@ -66,6 +67,10 @@ class Remask:
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """Rows of which this step neither reveals nor masks anything."""
     return ~self._changed(state, canvas, number, keys).any(-1)
+
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
+    """What this step reveals."""
+    return state.masked & self._changed(state, canvas, number, keys)
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array

@@ -42,7 +42,7 @@ class Reparam:
   stochastic: bool
 
   needs = frozenset()
-  revises = True
+  settles = False
 
   @property
   def step_bucket(self) -> int:
@@ -56,6 +56,9 @@ class Reparam:
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """No row waits: every step compares all positions anew."""
     return never(state)
+
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> None:
+    """All positions."""
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array

@@ -38,8 +38,11 @@ class Strategy(Protocol):
     """What it reads of a prediction beside tokens and scores: of entropy, margin."""
 
   @property
-  def revises(self) -> bool:
-    """Whether it reads predictions of revealed positions; if not, only masked ones are made."""
+  def settles(self) -> bool:
+    """Whether a revealed token is final; where it may be revised, an end is none before the row is.
+
+    A row that ended at each end it ever saw, while others are drawn again, would end too often.
+    """
 
   @property
   def step_bucket(self) -> int:
@@ -50,6 +53,13 @@ class Strategy(Protocol):
 
   def waits(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array:
     """bool[B]: rows that step `number` leaves as they are, whatever the network would say."""
+
+  def reads(self, state: State, *, canvas: Array, number: Array, keys: Array) -> Array | None:
+    """bool[B, C], the positions whose prediction step `number` reads; None: all.
+
+    Of an unchanged row the loop keeps what was predicted for an earlier step. So a step that reads
+    fewer positions than the masked ones changes every row that does not wait.
+    """
 
   def step(
     self, state: State, prediction: Prediction, *, canvas: Array, number: Array, keys: Array

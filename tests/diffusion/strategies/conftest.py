@@ -21,6 +21,7 @@ class Run(NamedTuple):
   waits: np.ndarray
   active: np.ndarray  # neither done before the step nor waiting
   idle_changes: np.ndarray  # whether the step of a waiting row would have changed it
+  stuck: np.ndarray  # whether an active row did not change though it read not all that is masked
   words: Prediction
   canvas: np.ndarray  # bool[B, C]
   uniforms: np.ndarray  # what the keys of each step give
@@ -51,19 +52,22 @@ def run_steps(strategy, words, canvas, keys, first_keys):
 
   def body(state, step):
     number, prediction, noise = step
-    if not strategy.revises:  # then it may not read anything of what is not masked
-      hide = lambda x: jnp.where(state.masked, x, -7 if x.dtype == jnp.int32 else jnp.nan)
-      prediction = jax.tree.map(hide, prediction)
     arguments = {"canvas": canvas, "number": number, "keys": noise}
+    reads = strategy.reads(state, **arguments)
+    if reads is not None:
+      hide = lambda x: jnp.where(reads, x, -7 if x.dtype == jnp.int32 else jnp.nan)
+      prediction = jax.tree.map(hide, prediction)
     waits = strategy.waits(state, **arguments)
     stepped = strategy.step(state, prediction, **arguments)
     differ = [(a != b).reshape(ROWS, -1).any(-1) for a, b in zip(
       jax.tree.leaves(stepped), jax.tree.leaves(state), strict=True
     )]  # fmt: skip
     active = ~state.done & ~waits
+    fewer = False if reads is None else (reads != state.masked).any(-1)
+    stuck = active & fewer & ~(stepped.masked != state.masked).any(-1)
     idle_change = ~state.done & waits & functools.reduce(jnp.logical_or, differ)
     state = jax.tree.map(lambda new, old: where(active, new, old), stepped, state)
-    return state, (state, waits, active, idle_change)
+    return state, (state, waits, active, idle_change, stuck)
 
   start = strategy.init(canvas, first_keys)
   return jax.lax.scan(body, start, (jnp.arange(STEPS), words, keys))[1]

@@ -3,8 +3,9 @@
   python benchmarks/decoding.py --write-data=runs/decoding_data
   diffjax train --config=configs/decoding_benchmark.py:8000-full --workdir=runs/decoding_8000-full
 
-The argument is V, 8000 or 64000, and the attention, full or prefix. The shipped tokenizer has fewer ids than V: its further rows
-are never predicted, but computed like the others, here and in PyTorch.
+The argument is V, 8000 or 64000, and the attention, full or prefix. The shipped tokenizer has fewer
+ids than V: the table's further rows are never predicted, but computed like the others, here and in
+PyTorch.
 
 Hardware: 2 CPU cores, about 5 minutes each. Expected: see the README's table of decoding speed.
 """

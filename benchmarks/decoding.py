@@ -13,7 +13,10 @@ between two calls. The others are the compiled loop of diffjax. All take turns, 
 repetition; times are medians. Calls are those made for the batch; GFLOP/s counts the matrix
 products that a method needs, those of the vocabulary at the positions it asks about; its share is
 of the best rate that either library reaches on large square matrices, measured between the
-repetitions. Scores are of test examples of the run, by `threshold` and by 50 steps of routing.
+repetitions. PyTorch's threads wait for each other by spinning: beside other work on the same cores
+its times are many times too long, so the load average of the machine is printed, and should be near
+the number of its cores. Scores are of test examples of the run, by `threshold` and by 50 steps of
+routing.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import random
 import statistics
 import time
@@ -420,13 +424,20 @@ def main() -> None:
   results, rates = compare(
     models, steps=sizes.steps, repetitions=options.repetitions, square=square
   )
+  load = os.getloadavg()[0]
   show(results, rates)
+  print(f"{os.cpu_count()} cores, load average {load:.1f}")
   scores = {}
   if options.limit:
-    scores = {case: scores_of(run, models[case][0], options.limit) for case, run in runs.items()}
+    scores = {
+      case: scores_of(run, models[case][0], options.limit)
+      for case, run in runs.items()
+      if case.endswith("prefix")
+    }
   for case, by in scores.items():
     print(f"{case}, BLEU: " + ", ".join(f"{name} {score:.2f}" for name, score in by.items()))
-  print(json.dumps({"results": results, "matmul_gflop_per_second": rates, "bleu": scores}))
+  measured = {"results": results, "matmul_gflop_per_second": rates, "load": load, "bleu": scores}
+  print(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The compiled loop over decoding steps: no return to the host until every row is final."""
+"""The compiled loop over decoding steps: no return to the host until every row is final.
+
+Over the usual length, because the loop, the blocks around it and the views under it decide together
+what a row's result depends on, and are to be read together.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

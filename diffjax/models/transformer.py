@@ -1,4 +1,7 @@
-"""The network: embeddings, stacked blocks, the heads; and its binding as a Denoiser."""
+"""The network: embeddings, stacked blocks, the heads; and its binding as a Denoiser.
+
+Over the usual length, because the binding says in one place what every caller may ask of a network.
+"""
 
 import functools
 from collections.abc import Callable

@@ -175,6 +175,7 @@ class Contract:
     "given"  # whether </s> stands after a sampled canvas, or in it
   )
   end_padding: int = 0  # answers were filled up with </s> to a multiple of it; 0: had one </s>
+  chat: bool = False  # prompts are turns of the tokenizer's chat template
 
   def check(self, vocab_size: int) -> None:
     """Raises UserError when an id lies outside the vocabulary or two roles share one."""
@@ -251,24 +252,50 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-  """Where examples come from.
+  """Where examples come from, and how a record of theirs becomes a prompt and its target.
 
-  jsonl: `path`, one {"inputs", "targets"} a line. pairs: `path` and `target_path`, line by line.
-  text: `path`, one text a line, nothing but target. generator: the built-in instruction tasks;
-  generator_text: the plain text of the same world. Files may be .gz.
+  jsonl: `path`, one object a line. parquet: `path`, one row a record. pairs: `path` and
+  `target_path`, line by line, as fields inputs and targets. text: `path`, one text a line, nothing
+  but target. A path may be a pattern (`part-*.jsonl.gz`), whose files follow one another by name;
+  text files may be .gz. tfds: `path` is a builder, such as wmt14_translate/de-en, prepared in
+  `data_dir` as array_record. generator: the built-in instruction tasks; generator_text: the plain
+  text of the same world; path_star: path-star graphs. mixture: `parts`, in shares.
   """
 
-  kind: Literal["none", "jsonl", "pairs", "text", "generator", "generator_text"] = "none"
+  kind: Literal[
+    "none", "jsonl", "parquet", "pairs", "text", "tfds",
+    "generator", "generator_text", "path_star", "mixture",
+  ] = "none"  # fmt: skip
+  name: str = ""  # of a part, in reports; empty: the file's or the kind's
   path: str = ""
   target_path: str = ""
-  template: str = "{inputs}"  # how inputs become the prompt
+  data_dir: str = ""  # of tfds
+  split: str = "train"  # of a generator: train, validation, test; of tfds also train[:10%]
   limit: int = 0  # the first so many examples; for a generator, how many there are
-  split: Literal["train", "validation", "test"] = "train"  # of a generator
+  # From a record to an example.
+  task: str = ""  # renders records, see data/tasks.py; empty: their fields inputs and targets
+  wording: int = -1  # of the task's instructions; -1: every example draws one
+  shots: int = 0  # demonstrations before every example
+  demonstrations: str = ""  # files they are drawn from; empty: these, the example itself left out
+  shuffle_options: bool = False  # the answer options of every example, by draw
+  template: str = "{inputs}"  # how inputs become the prompt
+  exclude_language: Literal["", "german"] = ""  # examples with text in it are left out
+  # Of a generator and of path_star.
+  families: tuple[str, ...] = ()  # of the generator's tasks; empty: see data/generator.py
+  arms: int = 2  # of a path-star graph, from its centre
+  arm_length: int = 5  # nodes of an arm, the centre counted
+  # Of a mixture and its parts.
+  parts: tuple["SourceConfig", ...] = ()
+  weight: float = 0.0  # of a part: its share, relative to the others'; of all parts or of none
+  epochs: float = 1.0  # of a part: without weights its share is (epochs x examples)^(1/temperature)
+  cap: int = 0  # of a part: no more examples than so many count for that share; 0: all
+  temperature: float = 1.0  # of a mixture
 
   def check(self, where: str) -> None:
     """Raises UserError when the fields contradict the kind."""
-    generated = self.kind.startswith("generator")
-    files = {"jsonl": 1, "text": 1, "pairs": 2}.get(self.kind, 0)
+    generated = self.kind in ("generator", "generator_text", "path_star")
+    records = self.kind in ("jsonl", "parquet", "pairs", "tfds")
+    files = {"jsonl": 1, "parquet": 1, "text": 1, "tfds": 1, "pairs": 2}.get(self.kind, 0)
     for name, number in (("path", 1), ("target_path", 2)):
       value = getattr(self, name)
       need = files >= number
@@ -278,15 +305,67 @@ class SourceConfig:
       self.template.count("{inputs}") == 1, f"{where}.template", self.template,
       "must contain {inputs} exactly once",
     )  # fmt: skip
-    _require(self.limit >= 0, f"{where}.limit", self.limit, "must be >= 0 (0 is all)")
+    for name in ("limit", "shots", "cap"):
+      _require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "must be >= 0")
     _require(
       not generated or self.limit > 0, f"{where}.limit", self.limit,
       "a generator needs the number of examples",
     )  # fmt: skip
+    splits = ("train", "validation", "test")
     _require(
-      generated or self.split == "train", f"{where}.split", self.split,
-      "only generators have splits; name another file instead",
+      not generated or self.split in splits, f"{where}.split", self.split,
+      f"a generator has the splits {', '.join(splits)}",
     )  # fmt: skip
+    self._check_belonging(where, "split", generated or self.kind == "tfds", "name another file")
+    self._check_belonging(where, "data_dir", self.kind == "tfds", "only tfds has one")
+    self._check_belonging(where, "families", self.kind == "generator", "only a generator has them")
+    for name in ("arms", "arm_length"):
+      self._check_belonging(where, name, self.kind == "path_star", "only path_star has it")
+      _require(getattr(self, name) >= 2, f"{where}.{name}", getattr(self, name), "must be >= 2")
+    self._check_belonging(where, "task", records, f"kind {self.kind!r} has no records to render")
+    for name in ("wording", "shots", "shuffle_options"):
+      self._check_belonging(where, name, bool(self.task), "a task renders them: name it in task")
+    self._check_belonging(where, "demonstrations", self.shots > 0, "give shots too")
+    _require(self.wording >= -1, f"{where}.wording", self.wording, "must be >= -1 (-1: drawn)")
+    mixed = self.kind == "mixture"
+    self._check_belonging(where, "parts", mixed, "only a mixture has them")
+    self._check_belonging(where, "temperature", mixed, "only a mixture has it")
+    _require(self.temperature > 0, f"{where}.temperature", self.temperature, "must be > 0")
+    if mixed:
+      self._check_parts(where)
+
+  def _check_belonging(self, where: str, name: str, belongs: bool, remedy: str) -> None:
+    value = getattr(self, name)
+    default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+    _require(belongs or value == default, f"{where}.{name}", value, f"{remedy}; leave it out")
+
+  def _check_parts(self, where: str) -> None:
+    _require(len(self.parts) > 0, f"{where}.parts", self.parts, "name the sources that are mixed")
+    for name in ("template", "exclude_language", "limit"):
+      self._check_belonging(where, name, False, "say it of the parts")
+    for number, part in enumerate(self.parts):
+      here = f"{where}.parts[{number}]"
+      _require(
+        part.kind not in ("none", "mixture"), f"{here}.kind", part.kind, "name a plain source"
+      )
+      part.check(here)
+      _require(part.weight >= 0, f"{here}.weight", part.weight, "must be >= 0")
+      _require(part.epochs > 0, f"{here}.epochs", part.epochs, "must be > 0")
+      _require(
+        bool(part.weight) == bool(self.parts[0].weight), f"{here}.weight", part.weight,
+        "give every part a weight > 0, or none of them",
+      )  # fmt: skip
+      plain = part.epochs == 1 and not part.cap
+      _require(
+        plain or not part.weight, f"{here}.weight", part.weight,
+        "shares come from the weights or from epochs and cap; leave one out",
+      )  # fmt: skip
+    _require(
+      self.temperature == 1 or not self.parts[0].weight, f"{where}.temperature", self.temperature,
+      "weights are shares as they stand; leave one out",
+    )  # fmt: skip
+    names = [part.name for part in self.parts if part.name]
+    _require(len(names) == len(set(names)), f"{where}.parts", names, "give each its own name")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -300,7 +379,8 @@ class DataConfig:
   validation: SourceConfig = SourceConfig()
   test: SourceConfig = SourceConfig()
   max_length: int = 512  # tokens of a row with its <s> and </s>
-  too_long: Literal["drop", "keep_start", "keep_end"] = "drop"  # which part of a prompt survives
+  # Which part of a prompt survives; keep_ends: the instruction and the end of its context.
+  too_long: Literal["drop", "keep_start", "keep_end", "keep_ends"] = "drop"
   buckets: tuple[int, ...] = ()  # row lengths to pad to; empty: max_length alone
   batch_size: int = 32
   batch_unit: Literal["rows", "tokens"] = (
@@ -308,6 +388,9 @@ class DataConfig:
   )
   end_padding: int = 0  # answers are filled up with </s> to a multiple of it; 0: one </s>
   prompt_dropout: float = 0.0  # share of the training rows without their prompt, for guidance
+  packing: bool = False  # several examples a row, none of which sees another
+  chat: bool = False  # prompts are turns of the tokenizer's chat template
+  on_bad_record: Literal["stop", "skip"] = "stop"  # skip: up to 0.1 % are left out, and counted
   workers: int = 0  # reader processes; 0 reads in threads
 
   def __post_init__(self):
@@ -328,6 +411,10 @@ class DataConfig:
     _require(self.end_padding >= 0, "data.end_padding", self.end_padding, "must be >= 0")
     rate = self.prompt_dropout
     _require(0 <= rate < 1, "data.prompt_dropout", rate, "must be in [0, 1)")
+    _require(
+      not self.packing or not self.buckets, "data.buckets", self.buckets,
+      "packed rows are all of max_length; leave them out",
+    )  # fmt: skip
 
   @property
   def lengths(self) -> tuple[int, ...]:
@@ -341,8 +428,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-  """The forward process and the objective; defaults are the paper's (2308.12219, section 3)."""
+  """The forward process and the objective; defaults are the paper's (2308.12219, section 3).
 
+  next_token is the autoregressive control: nothing is noised, attention is causal, and every
+  answer position is predicted from the positions before it.
+  """
+
+  process: Literal["absorbing", "next_token"] = "absorbing"
   num_timesteps: int = 50  # T; 0 is continuous time
   schedule: Literal["linear", "cosine", "polynomial"] = "linear"
   power: float = 1.0  # of the polynomial schedule, alpha = 1 - t^power
@@ -372,6 +464,15 @@ class DiffusionConfig:
       )
     else:
       _require(ratio == 0, "diffusion.mask_ratio", ratio, "only times 'fixed' takes a ratio")
+    if self.process == "next_token":
+      legal = {"attention": "causal", "coupled": False, "weight": "constant"}
+      unused = ("num_timesteps", "schedule", "power", "times", "mask_ratio", "block_size")
+      legal |= {f.name: f.default for f in dataclasses.fields(self) if f.name in unused}
+      for name, value in legal.items():
+        _require(
+          getattr(self, name) == value, f"diffusion.{name}", getattr(self, name),
+          f"process 'next_token' has no noise and looks back alone: set {value!r}",
+        )  # fmt: skip
     smoothing = self.label_smoothing
     _require(0 <= smoothing < 1, "diffusion.label_smoothing", smoothing, "must be in [0, 1)")
     size, blocks = self.block_size, self.attention == "blocks"
@@ -497,9 +598,10 @@ class EvaluationConfig:
   """How validation examples are decoded and which checkpoint is the best."""
 
   # Selects the best checkpoint; the last two are of the length head.
-  metric: Literal["loss", "bleu", "exact_match", "rouge_l", "length_accuracy", "length_loss"] = (
-    "loss"
-  )
+  metric: Literal[
+    "loss", "bleu", "chrf", "exact_match", "rouge_1", "rouge_2", "rouge_l", "f1", "number",
+    "length_accuracy", "length_loss",
+  ] = "loss"  # fmt: skip
   examples: int = 200  # of the validation source that are decoded; the loss uses as many
   batch_size: int = 32
   num_steps: int = 10  # S
@@ -509,7 +611,7 @@ class EvaluationConfig:
   @property
   def decodes(self) -> bool:
     """Whether the metric is one of decoded text."""
-    return self.metric in ("bleu", "exact_match", "rouge_l")
+    return self.metric not in ("loss", "length_accuracy", "length_loss")
 
   def __post_init__(self):
     for name in ("examples", "batch_size", "num_steps"):
@@ -591,9 +693,23 @@ class ExperimentConfig:
       "adapters are not trained then; leave config.lora out",
     )  # fmt: skip
     _require(
-      not self.length.weight or "text" not in self.data.train.kind, "length.weight",
+      not self.length.weight or self.data.train.kind not in ("text", "generator_text"),
+      "length.weight",
       self.length.weight,
       "plain text has no prompts that the head could read; leave config.length out",
+    )  # fmt: skip
+    _require(
+      not self.length.weight or not self.data.packing, "data.packing", True,
+      "a length head reads one prompt a row; leave packing or config.length out",
+    )  # fmt: skip
+    _require(
+      self.diffusion.process == "absorbing" or self.adaptation == AdaptationConfig(),
+      "diffusion.process", self.diffusion.process,
+      "causal weights stay causal; leave config.adaptation out",
+    )  # fmt: skip
+    _require(
+      self.diffusion.process == "absorbing" or not self.length.weight, "length.weight",
+      self.length.weight, "process 'next_token' writes its own end; leave config.length out",
     )  # fmt: skip
     attention, padding = self.diffusion.attention, self.data.end_padding
     _require(

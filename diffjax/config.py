@@ -711,6 +711,13 @@ class ExperimentConfig:
       self.diffusion.process == "absorbing" or not self.length.weight, "length.weight",
       self.length.weight, "process 'next_token' writes its own end; leave config.length out",
     )  # fmt: skip
+    strategy = self.evaluation.strategy
+    _require(
+      self.diffusion.process == "absorbing"
+      or strategy in (EvaluationConfig.strategy, "left_to_right"),
+      "evaluation.strategy", strategy,
+      "process 'next_token' is decoded from left to right; leave it out",
+    )  # fmt: skip
     attention, padding = self.diffusion.attention, self.data.end_padding
     _require(
       not self.adaptation.anneal_steps or attention in ("own", "full"), "diffusion.attention",

@@ -82,7 +82,7 @@ def base_params(
   adaptation: AdaptationConfig,
   seed: int,
 ) -> Params:
-  """A source's parameters as training begins with them: no length head, and the mask's row.
+  """A source's parameters as training begins with them: no length head, the mask's row if any.
 
   The row is the mean of the rows that the tokenizer makes, plus normal noise with a standard
   deviation of `mask_noise` times that of their entries; an untied head's row likewise. Where
@@ -96,7 +96,7 @@ def base_params(
   """
   params = {name: part for name, part in params.items() if name != "length_head"}
   params = jax.tree.map(as_leaf, params)
-  if source.denoises or adaptation.mask_id >= 0:
+  if source.denoises or adaptation.mask_id >= 0 or not contract.denoises:
     return params
   row = functools.partial(
     _with_row,

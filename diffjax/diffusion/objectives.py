@@ -43,6 +43,7 @@ class Objective:
   label_smoothing: float  # in [0, 1)
   seed: int
   block_size: int = 0  # of every answer one block of so many positions is noised; 0: all of it
+  process: Literal["absorbing", "next_token"] = "absorbing"  # next_token: no noise, t is 0
 
 
 class ScoreWeights(NamedTuple):
@@ -85,6 +86,8 @@ def noised(
     rows: rows of the global batch, before twins.
     mask_id: the id that noised positions take.
   """
+  if objective.process == "next_token":
+    return _clean(batch, objective)
   if objective.coupled:
     batch = processes.twins(batch)
   answer = canvas = batch.canvas
@@ -127,6 +130,17 @@ def noised(
     normalizer=objective.normalizer, label_smoothing=objective.label_smoothing,
   )  # fmt: skip
   return Noised(batch, answer, xt, t, corrupted, scored, score)
+
+
+def _clean(batch: Batch, objective: Objective) -> Noised:
+  """The batch of the autoregressive control, every canvas position of which counts alike."""
+  xt, corrupted, scored = processes.next_token(batch.tokens, batch.canvas)
+  t = jnp.zeros(batch.tokens.shape, jnp.float32)
+  score = score_weights(
+    scored, batch.canvas, batch.segments, jnp.ones_like(t),
+    normalizer=objective.normalizer, label_smoothing=objective.label_smoothing,
+  )  # fmt: skip
+  return Noised(batch, batch.canvas, xt, t, corrupted, scored, score)
 
 
 def purpose_key(seed: int, purpose: int, step: Array | int) -> Array:

@@ -1,4 +1,7 @@
-"""The absorbing forward process: x_t ~ q(. | x_0), and the uniform draws that decide it.
+"""The forward processes: x_t ~ q(. | x_0), and the uniform draws that decide it.
+
+Absorbing noise is the diffusion model's; `next_token` is the autoregressive control, which has
+none.
 
 Which positions are noised is said by an explicit mask and never by `xt == mask_id`: a prompt may
 contain the mask id. Every draw is keyed by the row's number in the global batch, so a row's noise
@@ -33,6 +36,22 @@ def corrupt(
   """
   corrupted = canvas & (uniform < 1 - alpha_t)
   return jnp.where(corrupted, mask_id, x0), corrupted, corrupted
+
+
+def next_token(x0: Array, canvas: Array) -> tuple[Array, Array, Array]:
+  """The autoregressive control: nothing is noised, and every canvas position is scored.
+
+  With causal attention and an output shift of 1 a position is predicted from those before it
+  alone, so the loss is the cross entropy of next tokens.
+
+  Args:
+    x0: int32[B, L], clean ids.
+    canvas: bool[B, L], the positions that are scored.
+
+  Returns:
+    xt, corrupted, scored, as `corrupt`.
+  """
+  return x0, jnp.zeros_like(canvas), canvas
 
 
 def row_uniform(key: Array, index: Array, length: int) -> Array:

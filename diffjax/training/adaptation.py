@@ -1,7 +1,10 @@
-"""Causal weights become a diffusion model: mask, shift, attention that opens (2410.17891)."""
+"""Causal weights become a diffusion model: mask, shift, attention that opens (2410.17891).
+
+Or any weights the autoregressive control: no mask, a shift, attention that stays causal.
+"""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +62,8 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
 
   Weights that already denoise stay as they are, but for attention that is still causal, which
   goes on opening unless `config.diffusion` asks for causal attention, and a length head, which is
-  left out where no loss trains it. What else it asks of attention is for `trained_contract`.
+  left out where no loss trains it. What else it asks of attention is for `trained_contract`, as is
+  all that the process next_token asks: its weights are taken as they are.
 
   Args:
     config: `adaptation`, `length` and `seed` are used.
@@ -71,6 +75,8 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
   section, contract, notes = config.adaptation, source.contract, []
   tokenizer = source.tokenizer
   model = source
+  if config.diffusion.process == "next_token":
+    return _as_they_are(config, source)
   causal = contract.attention == "causal"
   if not contract.denoises and not causal:
     raise UserError(f"{config.init_from} has neither a mask nor causal attention; it cannot learn")
@@ -117,8 +123,21 @@ def adapt(config: ExperimentConfig, source: models.Model) -> Adapted:
   return Adapted(dataclasses.replace(model, contract=contract), annealing, notes)
 
 
+def _as_they_are(config: ExperimentConfig, source: models.Model) -> Adapted:
+  params = {name: part for name, part in source.params.items() if name != "length_head"}
+  model = dataclasses.replace(
+    source,
+    config=dataclasses.replace(source.config, length_classes=0),
+    params=jax.tree.map(leaves.as_leaf, params),
+  )
+  notes = []
+  if source.contract.attention != "causal":
+    notes.append(f"{config.init_from} sees later tokens; from now on it looks back alone")
+  return Adapted(model, None, notes)
+
+
 def trained_contract(config: ExperimentConfig, contract: Contract) -> Contract:
-  """What the model that a run trains says of its attention and of where its answers end.
+  """What the model that a run trains says of attention, mask, shift and where its answers end.
 
   Applied to what training begins with, and to what it goes on with, which it leaves as it is.
   While attention is annealed, it stays causal here (see `Annealing.contract`).
@@ -137,7 +156,10 @@ def trained_contract(config: ExperimentConfig, contract: Contract) -> Contract:
       f"config.data.end_padding = {padding}: no row of config.data.max_length = "
       f"{config.data.max_length} holds <s> and so many; lower it or raise max_length"
     )
-  changes = {"end_padding": padding, "end": "predicted" if padding else contract.end}
+  changes: dict[str, Any] = {"chat": config.data.chat or contract.chat}
+  changes |= {"end_padding": padding, "end": "predicted" if padding else contract.end}
+  if section.process == "next_token":  # whose every answer ends with a </s> that it predicts
+    changes |= {"mask_id": -1, "output_shift": 1, "end": "predicted"}
   if section.attention != "own" and not config.adaptation.anneal_steps:
     changes |= {"attention": section.attention, "block_size": section.block_size, "openness": 0.0}
   size = changes.get("block_size", contract.block_size)

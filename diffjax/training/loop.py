@@ -48,10 +48,10 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   # The data: every batch is a function of (seed, number). All of it is opened before anything is
   # written, so that a mistake leaves no run behind.
   source = sources.open_source(config.data.train)
-  if meta is not None and meta["data"] != source.fingerprint:
+  if meta is not None and (different := sources.changes(meta["data"], source.identity)):
     raise UserError(
-      f"the training data of {workdir} changed since it began; restore it, or choose another "
-      f"workdir"
+      f"the training data of {workdir} changed since it began: {'; '.join(different)}; restore it, "
+      f"or choose another workdir"
     )
   index = functools.partial(
     plan.length_index,
@@ -60,6 +60,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     max_length=config.data.max_length,
     too_long=config.data.too_long,
     cache_dir=workdir / CACHE,
+    on_bad_record=config.data.on_bad_record,
   )
   if config.data.test.kind != "none":
     sources.open_source(config.data.test)  # rather now than after the last step
@@ -154,7 +155,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     meta = {
       "config": dataclasses.asdict(config),
       "lora": dataclasses.asdict(config.lora),
-      "data": source.fingerprint,
+      "data": source.identity,
     }
 
     steps = config.training.steps
@@ -186,7 +187,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
       if start:
         report.say(f"resuming {workdir} at step {start} of {steps}")
       pending = None  # the metrics of step n are read while step n + 1 runs
-      for number, batch in enumerate(batches, start + 1):
+      for number, batch in enumerate(report.waiting_for(batches), start + 1):
         current, updates = train_step(current, frozen, sharding.place_rows(batch, rows))
         if pending:
           report.step(*pending)

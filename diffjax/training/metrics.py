@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from diffjax.training.length import LengthSums
 from diffjax.training.step import NOISE_BINS, Sums, Updates
+from diffjax.types import Batch
 
 FILE = "metrics.jsonl"
 
@@ -67,7 +69,7 @@ class Reporter:
     self._console = Console()
     self._steps, self._length_weight = steps, length_weight
     self._clock = time.monotonic()
-    self._start, self._tokens, self._tokens_clock = start, 0.0, self._clock
+    self._start, self._tokens, self._tokens_clock, self._waited = start, 0.0, self._clock, 0.0
     self._progress = Progress(
       TextColumn("step {task.completed}/{task.total}"),
       BarColumn(bar_width=20),
@@ -107,6 +109,7 @@ class Reporter:
     measured["learning_rate"] = float(updates.learning_rate)
     if now > self._tokens_clock:
       measured["tokens_per_second"] = self._tokens / (now - self._tokens_clock)
+      measured["input_wait"] = 100 * self._waited / (now - self._tokens_clock)
     self.resume_clock()
     self.write(step, "train", measured)
     line = f"loss {measured['loss']:.4f}"
@@ -119,9 +122,19 @@ class Reporter:
     if not self._console.is_terminal:
       self.say(f"step {step}/{self._steps}  {line}  ETA {self._eta(step, now)}")
 
+  def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches; how long they were waited for is told as input_wait, percent of the time."""
+    while True:
+      asked = time.monotonic()
+      batch = next(batches, None)
+      self._waited += time.monotonic() - asked
+      if batch is None:
+        return
+      yield batch
+
   def resume_clock(self) -> None:
     """Starts measuring speed anew, after something that was no training."""
-    self._tokens, self._tokens_clock = 0.0, time.monotonic()
+    self._tokens, self._tokens_clock, self._waited = 0.0, time.monotonic(), 0.0
 
   def write(self, step: int, split: str, measured: dict[str, Any]) -> None:
     """Appends one JSON line and the same numbers to TensorBoard."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +76,7 @@ class Validation:
     cls,
     config: ExperimentConfig,
     model: models.Model,
-    index: Callable[[sources.Source], np.ndarray],
+    index: Callable[[sources.Source], plan.LengthIndex],
     mesh: jax.sharding.Mesh,
   ) -> "Validation | None":
     """Reads the validation source; None where the config names none.
@@ -111,11 +112,17 @@ class Validation:
     )
     examples = []
     if section.decodes:
-      kept = np.flatnonzero(lengths != plan.DROPPED)[: section.examples]
-      examples = [source[int(number)] for number in kept]
+      examples = [source[int(number)] for number in lengths.first(section.examples)]
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(models.Model)}
     sampler = Sampler(_InTraining(**fields, lora=config.lora))
     return cls(config.data, section, config.length.weight, list(batches), examples, sampler)
+
+  @property
+  def _settings(self) -> dict[str, Any]:
+    """How to decode; a model without noise does so from left to right, as the sampler knows."""
+    if not self.sampler.model.contract.denoises:
+      return {}
+    return {"num_steps": self.config.num_steps, "strategy": self.config.strategy}
 
   def run(
     self,
@@ -145,8 +152,7 @@ class Validation:
       report = tasks.evaluate(
         self.sampler,
         self.examples,
-        num_steps=self.config.num_steps,
-        strategy=self.config.strategy,
+        **self._settings,
         temperature=self.config.temperature,
         batch_size=self.config.batch_size,
         params=(frozen, params, openness),

@@ -23,6 +23,9 @@ setup(
     "sentencepiece>=0.2.1",
     "tokenizers>=0.21",
     "safetensors>=0.7",
+    "jinja2>=3.1",
+    "tensorflow-datasets>=4.9.8",
+    "pyarrow>=18",
     "sacrebleu>=2.4",
     "rouge-score>=0.1.2",
     "rich>=13",
@@ -31,6 +34,7 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],
+    "eval": ["lm-eval>=0.4.9,<0.5"],
     "tensorboard": ["tensorboardX>=2.6"],
     "parity": ["torch==2.13.0", "transformers>=5,<6"],
     "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14"],

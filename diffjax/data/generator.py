@@ -1,4 +1,4 @@
-"""The built-in data: instructions in four tasks, and plain text of the same world. No files.
+"""The built-in data: twelve families of tasks, and plain text of the same world. No files.
 
 Long, because wordings and sentence patterns are data, and stand beside what fills them.
 
@@ -9,14 +9,15 @@ whatever its wording. Lasting facts of the world and sums of two numbers are com
 by the plain text of every split; only the questions about them are held out.
 """
 
+import difflib
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from diffjax.data import world
 from diffjax.types import Example, UserError
 
-TASKS = ("translation", "headline", "choice", "arithmetic")
+TASKS = ("translation", "headline", "choice", "arithmetic")  # the mixture unless others are named
 LETTERS = ("a", "b", "c", "d")
 MAX_WORDS = 60  # of prompt and target together: with <s> and </s> a row of 64 has two to spare
 
@@ -75,7 +76,56 @@ _WORDINGS = {
     _Wording("count with care .", "{input} work :"),
     _Wording("", "question : {input} think step by step :"),
   ),
+  "detail": (
+    _Wording("read the report .", "report : {input} answer :"),
+    _Wording("", "{input} say the one word ."),
+    _Wording("give the word that was asked for .", "news : {input} word :"),
+    _Wording("", "question on the news : {input} in one word :"),
+  ),
+  "verification": (
+    _Wording("answer so or not .", "{input} answer :"),
+    _Wording("", "{input} is it so , or not ?"),
+    _Wording("is that right ? say so or not .", "{input} so or not :"),
+    _Wording("", "read this : {input} so ?"),
+  ),
+  "odd": (
+    _Wording("which word is not like the other words ?", "words : {input} answer :"),
+    _Wording("", "{input} : one word is of a new kind , which ?"),
+    _Wording("give the word that is not of the same kind .", "list : {input} word :"),
+    _Wording("", "words of one kind and one other : {input} . which is the other ?"),
+  ),
+  "progression": (
+    _Wording("count on in the same steps .", "{input} and now :"),
+    _Wording("", "{input} : each step is the same , now what ?"),
+    _Wording("keep to the same step .", "list : {input} one more :"),
+    _Wording("", "please count on : {input} , answer :"),
+  ),
+  "comparison": (
+    _Wording("count with care and say who .", "{input} who :"),
+    _Wording("", "{input} say who ."),
+    _Wording("read and answer .", "question : {input} answer :"),
+    _Wording("", "read : {input} in one word , who ?"),
+  ),
+  "lookup": (
+    _Wording("read the list .", "list : {input} answer :"),
+    _Wording("", "{input} give that one ."),
+    _Wording("give one thing of the list .", "{input} thing :"),
+    _Wording("", "question on a list : {input} say which :"),
+  ),
+  "answer": (
+    _Wording("answer the question .", "question : {input} answer :"),
+    _Wording("", "{input} answer in one word ."),
+    _Wording("read and answer in one word .", "{input} word :"),
+    _Wording("", "{input} say it in one word :"),
+  ),
+  "phrase": (
+    _Wording("translate the words into {language} .", "words : {input} translation :"),
+    _Wording("", "what is {input} in {language} ? answer :"),
+    _Wording("", "{source} words : {input} {language} words :"),
+    _Wording("write the words in {language} .", "{input} in {language} :"),
+  ),
 }
+FAMILIES = tuple(_WORDINGS)
 
 
 class _Shot(NamedTuple):
@@ -159,24 +209,95 @@ def _arithmetic(problem: world.Sum, rng: random.Random) -> _Shot:
   return _Shot(f"{story} {question}", " ".join([*steps, f"answer : {total}"]))
 
 
-def _translation(clause: world.Clause, source: world.Language, language: world.Language) -> _Shot:
-  return _Shot(world.express(clause, source), world.express(clause, language))
+def _detail(event: world.Event, rng: random.Random) -> _Shot:
+  """One of who, when and, where the event has a town, where."""
+  report = _report(event, rng)
+  day = next(word for word in report.split() if word in world.DAYS)
+  answers = {"who was it ?": event.name, "when was it ?": day}
+  if event.town:
+    answers["where was it ?"] = event.town
+  question = rng.choice(tuple(answers))
+  return _Shot(f"{report} {question}", answers[question])
 
 
-def _shot_maker(
-  task: str, rng: random.Random
-) -> tuple[Callable[[random.Random], object], Callable[[object], _Shot], dict[str, str]]:
-  """How this example's content is drawn, how it becomes a shot, and the blanks of its wording."""
-  if task == "translation":
-    source, language = rng.sample(("english", "orin"), 2)
-    names = {"source": source, "language": language}
-    return world.draw_clause, lambda clause: _translation(clause, source, language), names
-  if task == "headline":
-    return world.draw_event, lambda event: _Shot(_report(event, rng), world.headline(event)), {}
-  if task == "choice":
+def _told(facts: Sequence[world.Fact], rng: random.Random) -> str:
+  return " ".join(world.tell(fact) for fact in rng.sample(facts, len(facts)))
+
+
+def _verification(claim: world.Claim, rng: random.Random) -> _Shot:
+  name = rng.choice([name for name in world.NAMES if name != claim.claimed.value])
+  says = f"{_told(claim.stated, rng)} {name} says that {world.tell(claim.claimed)}"
+  return _Shot(says, "so" if claim.claimed in claim.stated else "not")
+
+
+def _odd(content: world.Words, rng: random.Random) -> _Shot:
+  del rng
+  return _Shot(" , ".join(content.words), content.meant)
+
+
+def _progression(content: world.Progression, rng: random.Random) -> _Shot:
+  del rng
+  *shown, answer = map(str, content.numbers)
+  return _Shot(" , ".join(shown), answer)
+
+
+def _comparison(counts: world.Counts, rng: random.Random) -> _Shot:
+  """Who has more than each other, or less."""
+  fruits = world.plural(counts.fruit)
+  owned = dict(zip(counts.names, counts.numbers, strict=True))
+  story = " ".join(f"{name} has {number} {fruits} ." for name, number in owned.items())
+  question, most = rng.choice((("more", max), ("less", min)))
+  return _Shot(f"{story} who has {question} {fruits} ?", most(owned, key=owned.__getitem__))
+
+
+def _lookup(content: world.Words, rng: random.Random) -> _Shot:
+  """The letter of a word in a list, or the word of a letter."""
+  letter, options = LETTERS[content.words.index(content.meant)], _enumeration(content.words)
+  if rng.random() < 0.5:
+    return _Shot(f"{options} which letter has {content.meant} ?", letter)
+  return _Shot(f"{options} which word has the letter {letter} ?", content.meant)
+
+
+def _answer(question: world.Question, rng: random.Random) -> _Shot:
+  return _Shot(f"{_told(question.stated, rng)} {world.ask(question.asked)}", question.asked.value)
+
+
+class _Maker(NamedTuple):
+  """How an example's content is drawn, how it becomes a shot, and the blanks of its wording."""
+
+  draw: Callable[[random.Random], Any]
+  shoot: Callable[[Any, random.Random], _Shot]
+  names: dict[str, str]
+
+
+_MAKERS = {
+  "headline": _Maker(
+    world.draw_event, lambda event, rng: _Shot(_report(event, rng), world.headline(event)), {}
+  ),
+  "arithmetic": _Maker(world.draw_sum, _arithmetic, {}),
+  "detail": _Maker(world.draw_event, _detail, {}),
+  "verification": _Maker(world.draw_claim, _verification, {}),
+  "odd": _Maker(world.draw_odd, _odd, {}),
+  "progression": _Maker(world.draw_progression, _progression, {}),
+  "comparison": _Maker(world.draw_counts, _comparison, {}),
+  "lookup": _Maker(world.draw_listed, _lookup, {}),
+  "answer": _Maker(world.draw_context_question, _answer, {}),
+}
+
+
+def _maker(family: str, rng: random.Random) -> _Maker:
+  if family == "choice":
     make = world.draw_memory_question if rng.random() < 0.35 else world.draw_context_question
-    return make, lambda question: _choice(question, rng), {}
-  return world.draw_sum, lambda problem: _arithmetic(problem, rng), {}
+    return _Maker(make, _choice, {})
+  if family in ("translation", "phrase"):
+    source, language = rng.sample(get_args(world.Language), 2)
+    names = {"source": source, "language": language}
+    make, say = {
+      "translation": (world.draw_clause, world.express),
+      "phrase": (world.draw_phrase, world.express_phrase),
+    }[family]
+    return _Maker(make, lambda c, rng: _Shot(say(c, source), say(c, language)), names)
+  return _MAKERS[family]
 
 
 def count_words(text: str) -> int:
@@ -184,18 +305,34 @@ def count_words(text: str) -> int:
   return len(text.split())
 
 
-def task_example(index: int, *, split: world.Split) -> Example:
-  """Example `index` of the instruction mixture; the tasks take turns in the order of `TASKS`.
+def task_example(index: int, *, split: world.Split, families: Sequence[str] = ()) -> Example:
+  """Example `index` of an instruction mixture, whose families take turns.
 
   About a quarter of the prompts show one solved demonstration, taken from the training contents and
-  never the example's own. Raises UserError for an unknown split or a negative index.
+  never the example's own.
+
+  Args:
+    index: >= 0.
+    split: whose contents it is about.
+    families: of `FAMILIES`, in the order of their turns; empty: `TASKS`.
+
+  Raises:
+    UserError: an unknown family or split, or a negative index.
   """
+  families = families or TASKS
+  for family in families:
+    if family not in FAMILIES:
+      near = difflib.get_close_matches(family, FAMILIES, n=1, cutoff=0.0)[0]
+      raise UserError(
+        f"family {family!r} of the built-in data: did you mean {near!r}? there are "
+        f"{', '.join(FAMILIES)}"
+      )
   rng = _random("task", split, index)
-  task = TASKS[index % len(TASKS)]
-  make, shoot, names = _shot_maker(task, rng)  # before `draw`, which would shift the shares
+  task = families[index % len(families)]
+  make, shoot, names = _maker(task, rng)  # before `draw`, which would shift the shares
   wording = rng.choice(_WORDINGS[task])
   content = world.draw(make, rng, split)
-  query = shoot(content)
+  query = shoot(content, rng)
 
   def prompt(shots: Sequence[_Shot]) -> str:
     demonstrations = [wording.shot.format(input=s.input, **names) + f" {s.target} ;" for s in shots]
@@ -205,7 +342,7 @@ def task_example(index: int, *, split: world.Split) -> Example:
   if rng.random() < _FEW_SHOT_SHARE:
     for _ in range(_FEW_SHOT_ATTEMPTS):
       demonstration = world.draw(make, rng, "train")
-      few_shot = prompt([shoot(demonstration)])
+      few_shot = prompt([shoot(demonstration, rng)])
       fits = count_words(few_shot) + count_words(query.target) <= MAX_WORDS
       if demonstration != content and fits:
         return Example(few_shot, query.target, task)

@@ -8,7 +8,7 @@ from absl import flags
 
 from diffjax.config import Contract, DataConfig
 from diffjax.data import features
-from diffjax.data.plan import DROPPED, Plan
+from diffjax.data.plan import LengthIndex, Plan, Selection
 from diffjax.data.sources import Source
 from diffjax.tokenizers import Tokenizer
 from diffjax.types import Batch, UserError
@@ -36,15 +36,14 @@ class _MakeBatch(grain.transforms.Map):
   def map(self, number: int) -> Batch:
     """Reads the examples and lays them out."""
     selection = self._plan.batch(int(number))
-    index = _share(len(selection.examples), self._process_index, self._process_count)
+    rows = self._data.rows(selection.length)
+    index = _share(rows, self._process_index, self._process_count)
     return _batch(
       self._source,
       self._tokenizer,
       self._contract,
-      selection.examples[index],
-      selection.prompted[index],
+      selection.part(index[0], index[-1] + 1),
       index,
-      selection.length,
       self._data,
     )
 
@@ -88,7 +87,7 @@ def evaluation_batches(
   source: Source,
   tokenizer: Tokenizer,
   contract: Contract,
-  lengths: np.ndarray,
+  lengths: LengthIndex,
   *,
   data: DataConfig,
   batch_size: int,
@@ -98,7 +97,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
   """This host's rows of batches of the first `limit` examples that fit, in order.
 
-  All are padded to data.max_length, and the last is filled up with rows of padding, so that every
+  The parts of a mixture take turns, and a row holds one example, whatever data.packing. All are
+  padded to data.max_length, and the last batch is filled up with rows of padding, so that every
   batch has the same shape.
 
   Args:
@@ -112,17 +112,19 @@ def evaluation_batches(
   Raises:
     UserError: no example fits, or the rows of a batch cannot be shared out evenly.
   """
-  kept = np.flatnonzero(lengths != DROPPED)[:limit]
+  kept = lengths.first(limit)
   if not len(kept):
     raise UserError(
-      f"all {len(lengths)} held-out examples are longer than config.data.max_length = "
-      f"{data.max_length}; raise it or give shorter ones"
+      f"all {len(lengths.rows)} held-out examples are longer than config.data.max_length = "
+      f"{data.max_length} or excluded; raise it or give others"
     )
   index = _share(batch_size, process_index, process_count)
   for start in range(0, len(kept), batch_size):
     examples = kept[start : start + batch_size][index[0] : index[-1] + 1]
-    prompted = np.ones(len(examples), bool)
-    yield _batch(source, tokenizer, contract, examples, prompted, index, data.max_length, data)
+    selection = Selection(
+      examples, data.max_length, np.ones(len(examples), bool), np.arange(len(examples))
+    )
+    yield _batch(source, tokenizer, contract, selection, index, data)
 
 
 def _share(rows: int, process_index: int, process_count: int) -> np.ndarray:
@@ -139,19 +141,19 @@ def _batch(
   source: Source,
   tokenizer: Tokenizer,
   contract: Contract,
-  examples: np.ndarray,
-  prompted: np.ndarray,
+  selection: Selection,
   index: np.ndarray,
-  length: int,
   data: DataConfig,
 ) -> Batch:
-  def encode(number: int, prompted: bool) -> features.Row | None:
+  """As many rows as `index` numbers; those after the selection's last are padding alone."""
+  rows: list[list[features.Row]] = [[] for _ in index]
+  for number, prompted, place in zip(
+    selection.examples, selection.prompted, selection.rows, strict=True
+  ):
     example = source[int(number)]
-    return features.encode(
+    row = features.encode(
       example if prompted else example._replace(inputs=""), tokenizer, contract,
       max_length=data.max_length, too_long=data.too_long,
     )  # fmt: skip
-
-  rows = [encode(*which) for which in zip(examples, prompted, strict=True)]
-  rows += [None] * (len(index) - len(rows))
-  return Batch(*features.pad(rows, length=length, pad_id=contract.pad_id), index)
+    rows[place].append(row)
+  return Batch(*features.pack(rows, length=selection.length, pad_id=contract.pad_id), index)

@@ -8,27 +8,35 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.progress import track
 
 from diffjax.config import Contract, DataConfig
-from diffjax.data import features
-from diffjax.data.sources import Source
+from diffjax.data import features, mixture, packing
+from diffjax.data.sources import Part, Source
 from diffjax.tokenizers import Tokenizer
 from diffjax.types import UserError
 
-DROPPED = -1  # in a length index
+DROPPED, EXCLUDED, BAD = -1, -2, -3  # in a length index: too long, of a language, not readable
+_BAD_SHARE = 0.001  # of the records may be bad where they are skipped
+_INDEX_FORMAT = 2  # of the cached files
 _PROMPTS = 1  # the purpose of a draw beside (seed, number); 0 would be no third number at all
 
 
 class Selection(NamedTuple):
-  """The examples of one batch, and the length that they are padded to."""
+  """The examples of one batch, and the length that its rows are padded to."""
 
-  examples: np.ndarray  # int64[B]
+  examples: np.ndarray  # int64[n]  row after row
   length: int
-  prompted: np.ndarray  # bool[B]  False where the row goes without its prompt
+  prompted: np.ndarray  # bool[n]  False where the example goes without its prompt
+  rows: np.ndarray  # int64[n]  the row of each, ascending from 0; several where they are packed
+
+  def part(self, start: int, stop: int) -> "Selection":
+    """Rows start .. stop - 1 alone, numbered from 0."""
+    own = slice(*np.searchsorted(self.rows, (start, stop)))
+    return Selection(self.examples[own], self.length, self.prompted[own], self.rows[own] - start)
 
 
 class Counts(NamedTuple):
@@ -36,21 +44,52 @@ class Counts(NamedTuple):
 
   examples: int
   dropped: int  # too long for a row
+  truncated: int  # too long, and cut
+  excluded: int  # in a language that the source leaves out
+  bad: int  # records that cannot be read
   unused: int  # in a length bucket that has too few for one batch
+  rows: int  # of an epoch
+  packed: float  # examples of an average row
   padding: float  # share of an epoch's positions
 
   def describe(self) -> str:
     """One line for people."""
+    cases = {
+      "cut": self.truncated,
+      "in an excluded language": self.excluded,
+      "bad": self.bad,
+      "in length buckets that do not fill a batch": self.unused,
+    }
+    told = [f"{self.dropped} too long", *(f"{n} {what}" for what, n in cases.items() if n)]
+    packed = f", {self.packed:.1f} examples a row" if self.packed > 1 else ""
     return (
-      f"{self.examples} examples: {self.dropped} too long, {self.unused} in length buckets that do "
-      f"not fill a batch; {self.padding:.0%} of an epoch is padding"
+      f"{self.examples} examples: {', '.join(told)}; {self.padding:.1%} of an epoch is "
+      f"padding{packed}"
     )
 
 
-class _Epoch(NamedTuple):
-  number: int
-  starts: list[tuple[int, int]]  # of every batch: its bucket, and where it begins there
-  shuffled: list[np.ndarray]  # of every bucket: its examples
+class LengthIndex(NamedTuple):
+  """How long every example of a source is, and which part of a mixture it belongs to."""
+
+  rows: np.ndarray  # int32[n]  tokens of its row; DROPPED, EXCLUDED or BAD where it has none
+  full: np.ndarray  # int32[n]  tokens before anything is cut; 0 where they were not counted
+  canvas: np.ndarray  # int32[n]  of these in the canvas
+  parts: tuple[Part, ...] = ()  # of a mixture, consecutive; else one or none
+  temperature: float = 1.0  # of a mixture
+
+  @property
+  def kept(self) -> np.ndarray:
+    """The numbers of the examples that have a row, ascending, int64."""
+    return np.flatnonzero(self.rows >= 0)
+
+  def first(self, limit: int) -> np.ndarray:
+    """The first `limit` of `kept`; the parts of a mixture take turns until they run out."""
+    kept = self.kept
+    if len(self.parts) > 1:
+      part = np.searchsorted([p.stop for p in self.parts], kept, side="right")
+      turn = np.concatenate([np.arange(n) for n in np.bincount(part)])
+      kept = kept[np.lexsort((part, turn))]
+    return kept[:limit]
 
 
 def length_index(
@@ -61,71 +100,127 @@ def length_index(
   max_length: int,
   too_long: features.TooLong,
   cache_dir: Path | None,
-) -> np.ndarray:
-  """Tokens of every example's row, int32[examples]; DROPPED where the policy drops it.
+  on_bad_record: Literal["stop", "skip"] = "stop",
+) -> LengthIndex:
+  """Measures every example.
 
   Made once, with a progress bar, and kept in `cache_dir` under a fingerprint of all it depends on.
 
+  Args:
+    source, tokenizer, contract, max_length, too_long: see features.encode.
+    cache_dir: None keeps nothing.
+    on_bad_record: "skip" leaves out records that cannot be read, up to 0.1 % of them.
+
   Raises:
-    UserError: a record cannot be read.
+    UserError: a record cannot be read, or with "skip" more than 0.1 % of them.
   """
-  identity = [source.fingerprint, tokenizer.sha256, max_length, too_long, contract.end_padding]
+  template = tokenizer.chat_prompt("x") if contract.chat else ""
+  identity = [source.fingerprint, tokenizer.sha256, template, max_length, too_long]
+  identity += [contract.end_padding, on_bad_record, _INDEX_FORMAT]
   name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
   file = cache_dir / f"lengths-{name}.npy" if cache_dir else None
   if file and file.is_file():
-    return np.load(file)
-  lengths = np.full(len(source), DROPPED, np.int32)
+    return LengthIndex(*np.load(file), source.parts, source.temperature)
+  sizes = np.zeros((3, len(source)), np.int32)
+  bad = 0
+  first = ""
   for number in track(
     range(len(source)), "measuring examples", transient=True, disable=len(source) < 5000
   ):
-    row = features.encode(
-      source[number], tokenizer, contract, max_length=max_length, too_long=too_long
+    try:
+      example = source[number]
+    except UserError as error:
+      if on_bad_record == "stop":
+        raise
+      sizes[0, number] = BAD
+      bad, first = bad + 1, first or str(error)
+      if bad > _BAD_SHARE * len(source):
+        raise UserError(
+          f"{bad} of the first {number + 1} records are bad, of {len(source)} up to "
+          f"{_BAD_SHARE:.1%} are skipped; the first: {first}"
+        ) from None
+      continue
+    if not source.keeps(example, number):
+      sizes[0, number] = EXCLUDED
+      continue
+    row, full, canvas = features.measure(
+      example, tokenizer, contract, max_length=max_length, too_long=too_long
     )
-    if row is not None:
-      lengths[number] = len(row.tokens)
+    sizes[:, number] = DROPPED if row is None else row, full, canvas
   if file:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
-    np.save(temporary, lengths)
+    np.save(temporary, sizes)
     temporary.replace(file)
-  return lengths
+  return LengthIndex(*sizes, source.parts, source.temperature)
+
+
+class _Bucket(NamedTuple):
+  """The examples of an epoch that come in rows of one length."""
+
+  examples: np.ndarray  # int64[n]
+  bounds: np.ndarray  # int64[rows + 1]  row r holds the examples bounds[r] .. bounds[r + 1] - 1
+
+
+class _Epoch(NamedTuple):
+  number: int
+  starts: list[tuple[int, int]]  # of every batch: its bucket, and its first row there
+  buckets: list[_Bucket]
 
 
 class Plan:
   """All batches of a run. Every epoch shuffles the examples and the order of the batches.
 
-  A batch holds examples of one length bucket; what does not fill a batch at the end of an epoch's
-  bucket waits for another epoch's shuffle. Can be pickled, and used from several threads.
+  A batch holds rows of one length bucket; what does not fill a batch at the end of an epoch's
+  bucket waits for another epoch's shuffle. With `data.packing` a row holds several examples, and
+  every epoch packs anew. A mixture's epoch has as many examples as all parts have, in their shares.
+
+  A batch is found in the time that its epoch takes to shuffle and pack, and the epoch is then kept.
+  Can be pickled, and used from several threads.
+
+  Attributes:
+    batches_per_epoch: the same for every epoch.
+    examples_per_epoch: float64[parts], how many an epoch reads of each; one number without parts.
+    counts: what becomes of the examples.
   """
 
-  def __init__(self, lengths: np.ndarray, data: DataConfig, seed: int):
+  def __init__(self, index: LengthIndex, data: DataConfig, seed: int):
     """Plans over a length index.
 
     Raises:
-      UserError: no bucket has enough examples for one batch.
+      UserError: no bucket has enough examples for one batch, or a part has none that fits.
     """
-    self._data, self._seed = data, seed
-    kept = np.flatnonzero(lengths != DROPPED)
-    buckets = np.searchsorted(data.lengths, lengths[kept])  # the smallest that holds the row
-    self._members = [kept[buckets == bucket] for bucket in range(len(data.lengths))]
-    rows = [data.rows(length) for length in data.lengths]
-    self._batches = [len(m) // n for m, n in zip(self._members, rows, strict=True)]
-    self.batches_per_epoch = sum(self._batches)
+    self._data, self._seed, self._lengths = data, seed, index.rows
+    kept, shape = index.kept, (len(data.lengths), max(1, len(index.parts)))
+    part = np.searchsorted([p.stop for p in index.parts[:-1]], kept, side="right")
+    bucket = np.searchsorted(data.lengths, index.rows[kept])  # the smallest that holds the row
+    cell = bucket * shape[1] + part
+    sizes = np.bincount(cell, minlength=shape[0] * shape[1])
+    cells = np.split(kept[np.argsort(cell, kind="stable")], np.cumsum(sizes)[:-1])
+    sizes = sizes.reshape(shape)
+    self._members = [cells[n * shape[1] : (n + 1) * shape[1]] for n in range(shape[0])]
+    self._expected = sizes.astype(float)  # an epoch's examples
+    if shape[1] > 1:
+      shares = mixture.shares(index.parts, sizes.sum(0), index.temperature)
+      self._expected *= shares * len(kept) / sizes.sum(0)
+    rows = np.array([data.rows(length) for length in data.lengths])
+    counts = np.floor(self._expected.sum(1) + 1e-6).astype(np.int64)
+    self._draws, self._needed = counts, 0  # an epoch's, by bucket; rows it must have where packed
+    epoch_rows = counts
+    if data.packing:
+      epoch_rows = np.array([len(self._buckets(0, self._random(0))[0].bounds) - 1])
+    self._batches = epoch_rows // rows
+    self.batches_per_epoch = int(self._batches.sum())
     if not self.batches_per_epoch:
-      counts = {n: len(m) for n, m in zip(data.lengths, self._members, strict=True)}
-      raise UserError(
-        f"no length bucket fills a batch: examples by length {counts}, {len(lengths) - len(kept)} "
-        f"dropped as too long, rows a batch {dict(zip(data.lengths, rows, strict=True))}; lower "
-        f"config.data.batch_size or change config.data.buckets"
-      )
-    positions = np.array(self._batches) * rows * data.lengths
-    full = np.array([lengths[m].mean() if len(m) else 0 for m in self._members]) / data.lengths
-    self.counts = Counts(
-      examples=len(lengths),
-      dropped=len(lengths) - len(kept),
-      unused=sum(len(m) for m, n in zip(self._members, self._batches, strict=True) if not n),
-      padding=float(1 - positions @ full / positions.sum()),
-    )
+      raise UserError(self._nothing(index, epoch_rows))
+    used = self._batches * rows  # of epoch_rows
+    if data.packing:
+      self._needed = int(used[0])
+    elif shape[1] > 1:
+      self._draws = used  # a draw that no batch takes would be lost to the shuffles of its part
+    read = self._expected * (used / np.maximum(epoch_rows, 1))[:, None]
+    self.examples_per_epoch = read.sum(0)
+    self.counts = self._count(index, sizes, read, used)
     self._latest: _Epoch | None = None
 
   def batch(self, number: int) -> Selection:
@@ -136,21 +231,95 @@ class Plan:
       epoch = self._latest = self._shuffle(epoch_number)
     bucket, start = epoch.starts[place]
     length = self._data.lengths[bucket]
-    examples = epoch.shuffled[bucket][start : start + self._data.rows(length)]
-    return Selection(examples, length, self._prompted(number, len(examples)))
+    examples, bounds = epoch.buckets[bucket]
+    bounds = bounds[start : start + self._data.rows(length) + 1]
+    examples = examples[bounds[0] : bounds[-1]]
+    rows = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+    return Selection(examples, length, self._prompted(number, len(examples)), rows)
 
-  def _prompted(self, number: int, rows: int) -> np.ndarray:
-    """Which rows keep their prompt: all but a share that is drawn by (seed, number, row)."""
+  def _prompted(self, number: int, count: int) -> np.ndarray:
+    """Which examples keep their prompt: all but a share, drawn by (seed, number, its place)."""
     random = np.random.default_rng((self._seed, number, _PROMPTS))
-    return random.random(rows) >= self._data.prompt_dropout
+    return random.random(count) >= self._data.prompt_dropout
+
+  def _random(self, epoch: int) -> np.random.Generator:
+    return np.random.default_rng((self._seed, epoch))
 
   def _shuffle(self, number: int) -> _Epoch:
-    random = np.random.default_rng((self._seed, number))
-    shuffled = [random.permutation(members) for members in self._members]
+    random = self._random(number)
+    buckets = self._buckets(number, random)
     starts = [
       (bucket, batch * self._data.rows(self._data.lengths[bucket]))
       for bucket, count in enumerate(self._batches)
       for batch in range(count)
     ]
     order = random.permutation(len(starts))
-    return _Epoch(number, [starts[i] for i in order], shuffled)
+    return _Epoch(number, [starts[i] for i in order], buckets)
+
+  def _buckets(self, number: int, random: np.random.Generator) -> list[_Bucket]:
+    """An epoch's examples in shuffled rows."""
+    buckets = []
+    for bucket, cells in enumerate(self._members):
+      examples = cells[0] if len(cells) == 1 else self._mixed(number, bucket)
+      examples = random.permutation(examples)
+      if self._data.packing:
+        buckets.append(self._packed(examples, random))
+      else:
+        buckets.append(_Bucket(examples, np.arange(len(examples) + 1)))
+    return buckets
+
+  def _mixed(self, number: int, bucket: int) -> np.ndarray:
+    """The examples that an epoch draws from the parts of a mixture, part after part."""
+    counts = mixture.shared_out(
+      int(self._draws[bucket]), self._expected[bucket], np.arange(number + 1)
+    )
+    starts, stops = counts[:-1].sum(0), counts.sum(0)
+    return np.concatenate([
+      mixture.drawn(cell, int(start), int(stop), seed=(self._seed, bucket, part))
+      for part, (cell, start, stop) in enumerate(
+        zip(self._members[bucket], starts, stops, strict=True)
+      )
+    ])  # fmt: skip
+
+  def _packed(self, examples: np.ndarray, random: np.random.Generator) -> _Bucket:
+    """Several examples a row, and the rows in any order; of a mixture's, as many as epoch 0 had."""
+    rows = packing.assign_rows(self._lengths[examples], self._data.max_length)
+    examples = examples[np.argsort(rows, kind="stable")]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))]).astype(np.int64)
+    bounds = packing.split_rows(bounds, self._needed)
+    order = random.permutation(len(bounds) - 1)
+    sizes = np.diff(bounds)[order]
+    shuffled = np.concatenate([[0], np.cumsum(sizes)])
+    gather = np.repeat(bounds[:-1][order] - shuffled[:-1], sizes) + np.arange(len(examples))
+    return _Bucket(examples[gather], shuffled)
+
+  def _nothing(self, index: LengthIndex, rows: np.ndarray) -> str:
+    lengths = self._data.lengths
+    needed = {length: self._data.rows(length) for length in lengths}
+    there = dict(zip(lengths, rows.tolist(), strict=True))
+    return (
+      f"no length bucket fills a batch: rows by length {there}, "
+      f"{int((index.rows == DROPPED).sum())} examples dropped as too long, rows a batch {needed}; "
+      f"lower config.data.batch_size or change config.data.buckets"
+    )
+
+  def _count(
+    self, index: LengthIndex, sizes: np.ndarray, read: np.ndarray, rows: np.ndarray
+  ) -> Counts:
+    tokens = sum(
+      number * self._lengths[cell].mean()
+      for cells, numbers in zip(self._members, read, strict=True)
+      for cell, number in zip(cells, numbers, strict=True)
+      if len(cell)
+    )
+    return Counts(
+      examples=len(index.rows),
+      dropped=int((index.rows == DROPPED).sum()),
+      truncated=int((index.full[index.kept] > index.rows[index.kept]).sum()),
+      excluded=int((index.rows == EXCLUDED).sum()),
+      bad=int((index.rows == BAD).sum()),
+      unused=int(sizes[self._batches == 0].sum()),
+      rows=int(rows.sum()),
+      packed=float(read.sum() / rows.sum()),
+      padding=float(1 - tokens / (rows @ self._data.lengths)),
+    )

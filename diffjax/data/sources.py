@@ -1,196 +1,321 @@
-"""Where examples come from: files and the built-in generator, all random access.
+"""Where examples come from: files, the built-in generators and mixtures, all random access.
 
-A file is read into memory, unpacked, and its lines are found once. A line that is no example stops
-the run with `file:line: reason`.
+A source numbers its examples. A record that is no example stops the run with `file:line: reason`.
 """
 
 import abc
-import gzip
+import bisect
 import hashlib
 import inspect
 import json
-import zlib
-from collections.abc import Iterator, Sequence
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from diffjax.config import SourceConfig
-from diffjax.data import generator, world
+from diffjax.data import generator, languages, path_star, tasks, world
+from diffjax.data.records import Lines, Record, Records, open_records
 from diffjax.types import Example, UserError
 
 
-class Source(abc.ABC):
-  """A numbered collection of examples; can be pickled.
+class Part(NamedTuple):
+  """One source of a mixture: its name, its examples, and what says its share."""
 
-  `fingerprint` changes when any example may have.
+  name: str
+  start: int  # its examples are those from start on
+  stop: int  # and before stop
+  weight: float  # its share, relative to the other parts'; 0: from epochs and cap
+  epochs: float
+  cap: int  # no more examples than so many count for its share; 0: all
+
+
+class Source(abc.ABC):
+  """A numbered collection of examples; can be pickled, and read from several threads.
+
+  `identity` names everything that an example depends on, an entry a cause; `fingerprint` is its
+  SHA-256. `parts` are the sources of a mixture, whose examples follow one another; a plain source
+  is one part. `temperature` is of their mixing.
   """
 
-  def __init__(self, config: SourceConfig, *, count: int, content: str):
-    """Takes the section, the number of examples before its limit, and a hash of their content."""
-    self._template, self._count = config.template, min(count, config.limit or count)
-    identity = [config.kind, config.template, config.limit, config.split, content]
-    self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+  identity: dict[str, str]
+  parts: tuple[Part, ...]
+  temperature: float = 1.0
+
+  @property
+  def fingerprint(self) -> str:
+    """Changes when any example may have."""
+    return _hash(self.identity)
 
   def __len__(self) -> int:
-    return self._count
+    return self.parts[-1].stop
 
   def __getitem__(self, number: int) -> Example:
-    if not 0 <= number < self._count:
-      raise IndexError(f"example {number} of {self._count}")
-    example = self._read(number)
-    return example._replace(inputs=self._template.replace("{inputs}", example.inputs))
+    if not 0 <= number < len(self):
+      raise IndexError(f"example {number} of {len(self)}")
+    return self._read(number)
 
   @abc.abstractmethod
   def _read(self, number: int) -> Example: ...
+
+  @abc.abstractmethod
+  def keeps(self, example: Example, number: int | None = None) -> bool:
+    """Whether an example is used: False where it has text in a language that is excluded.
+
+    `number` says which example it is: the parts of a mixture exclude for themselves. Without it
+    an example is kept only where every part keeps it.
+    """
 
 
 def open_source(config: SourceConfig) -> Source:
   """The source that a config section describes.
 
-  Reading an example raises UserError with `file:line: reason` when its line is malformed.
+  Reading an example raises UserError with `file:line: reason` when its record is malformed.
 
   Raises:
-    UserError: a file is missing, empty or damaged, or paired files differ in length.
+    UserError: a file is missing, empty or damaged, paired files differ in length, or a task or
+      one of its wordings does not exist.
   """
-  kinds = {"jsonl": _Jsonl, "pairs": _Pairs, "text": _Text}
+  kinds: dict[str, type[Source]] = {"mixture": _Mixture, "path_star": _PathStar}
   kinds |= {"generator": _Generated, "generator_text": _Generated}
-  return kinds[config.kind](config)
+  return kinds.get(config.kind, _Rendered)(config)
 
 
 def read_texts(paths: Sequence[Path]) -> Iterator[str]:
-  """Every line of text files, and the inputs and targets of .jsonl files; both may be .gz.
+  """Every line of text files, and every text field of .jsonl files, whatever its name but `task`.
+
+  Both may be .gz.
 
   Raises:
-    UserError: a file is missing, empty or damaged, or a line is no example.
+    UserError: a file is missing, empty or damaged, or a line of a .jsonl file is no object.
   """
   for path in paths:
     if ".jsonl" in path.suffixes:
-      for example in open_source(SourceConfig(kind="jsonl", path=str(path))):
-        yield from (example.inputs, example.targets)
+      records = open_records(SourceConfig(kind="jsonl", path=str(path)))
+      for record in map(records.__getitem__, range(len(records))):
+        yield from (
+          text for name, text in record.items() if isinstance(text, str) and name != "task"
+        )
     else:
       yield from Lines(path)
 
 
-class Lines:
-  """The lines of a UTF-8 text file, plain or .gz; line endings and a byte-order mark removed."""
-
-  def __init__(self, path: str | Path):
-    """Finds the lines. Raises UserError when the file is missing, empty or damaged."""
-    self.path = Path(path)
-    try:
-      content = self.path.read_bytes()
-      if self.path.suffix == ".gz":
-        content = gzip.decompress(content)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-      raise UserError(f"{self.path}: damaged .gz file ({error}); copy it again") from None
-    except OSError as error:
-      raise UserError(f"{self.path}: {error.strerror}; give a readable file") from None
-    self._content = content.removeprefix(b"\xef\xbb\xbf")
-    if not self._content.strip():
-      raise UserError(f"{self.path} is empty; give a file with one example a line")
-    ends = np.flatnonzero(np.frombuffer(self._content, np.uint8) == ord("\n"))
-    if not self._content.endswith(b"\n"):
-      ends = np.append(ends, len(self._content))
-    self._starts = np.concatenate([[0], ends[:-1] + 1])
-    self._ends = ends
-    self.sha256 = hashlib.sha256(self._content).hexdigest()
-
-  def __len__(self) -> int:
-    return len(self._ends)
-
-  def __getitem__(self, number: int) -> str:
-    line = self._content[self._starts[number] : self._ends[number]].removesuffix(b"\r")
-    try:
-      return line.decode()
-    except UnicodeDecodeError as error:
-      raise self.error(number, f"not valid UTF-8 at byte {error.start + 1}") from None
-
-  def error(self, number: int, reason: str) -> UserError:
-    """The error that names a line."""
-    return UserError(f"{self.path}:{number + 1}: {reason}; mend the line or remove it")
+def changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+  """What differs between two sources' identities, a short phrase each; empty where nothing does."""
+  told = []
+  for name in dict.fromkeys((*then, *now)):
+    old, new = then.get(name), now.get(name)
+    if old == new:
+      continue
+    if old is None or new is None:
+      told.append(f"{name} is {'new' if old is None else 'gone'}")
+    elif _SHA256.fullmatch(old) and _SHA256.fullmatch(new):
+      told.append(f"{name} changed")
+    else:
+      told.append(f"{name} {old!r} is now {new!r}")
+  return told
 
 
-class _Jsonl(Source):
-  """One {"inputs": text, "targets": text} a line; "task", a text, may group the scores."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 
-  def __init__(self, config: SourceConfig):
-    self._lines = Lines(config.path)
-    super().__init__(config, count=len(self._lines), content=self._lines.sha256)
+
+def _hash(value: object) -> str:
+  return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+
+
+def _name_of(config: SourceConfig) -> str:
+  """A part's name: its own, else its builder's, its file's without endings, or its kind."""
+  if config.name or not config.path:
+    return config.name or config.kind
+  return config.path if config.kind == "tfds" else Path(config.path).name.partition(".")[0]
+
+
+class _Plain(Source):
+  """A source that is no mixture: `template`, `limit` and `exclude_language` apply to all kinds."""
+
+  def __init__(self, config: SourceConfig, *, count: int, content: Mapping[str, str]):
+    """Takes the section, the number of examples before its limit, and what they depend on."""
+    self._config = config
+    count = min(count, config.limit or count)
+    part = Part(_name_of(config), 0, count, config.weight, config.epochs, config.cap)
+    self.parts = (part,)
+    settings = ("kind", "name", "task", "template", "limit", "exclude_language")
+    self.identity = {name: str(getattr(config, name)) for name in settings} | dict(content)
 
   def _read(self, number: int) -> Example:
-    line = self._lines[number]
-    try:
-      record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      reason = str(error).split(";")[0]
-      raise self._lines.error(number, f"not JSON ({reason})") from None
-    if not isinstance(record, dict):
-      raise self._lines.error(number, "not an object with inputs and targets")
-    for name in ("inputs", "targets"):
-      if name not in record:
-        raise self._lines.error(number, f"no {name}, only {', '.join(record) or 'nothing'}")
-    example = Example(record["inputs"], record["targets"], record.get("task", ""))
-    for name, value in example._asdict().items():
-      if not isinstance(value, str):
-        raise self._lines.error(number, f"{name} must be text, not {type(value).__name__}")
-      if not _is_encodable(value):
-        raise self._lines.error(number, f"{name} has a lone surrogate (half of a \\u pair)")
-    if not example.targets.strip():
-      raise self._lines.error(number, "targets is empty")
-    return example
+    example = self._make(number)
+    return example._replace(
+      inputs=self._config.template.replace("{inputs}", example.inputs),
+      task=example.task or self._config.task or self._config.name,
+    )
+
+  @abc.abstractmethod
+  def _make(self, number: int) -> Example: ...
+
+  def keeps(self, example: Example, number: int | None = None) -> bool:
+    del number
+    if self._config.exclude_language != "german":
+      return True
+    return not (languages.is_german(example.inputs) or languages.is_german(example.targets))
 
 
-class _Pairs(Source):
-  """Line n of one file is answered by line n of another."""
+class _Rendered(_Plain):
+  """Records of files, each rendered by the task, behind as many demonstrations as are asked for."""
 
   def __init__(self, config: SourceConfig):
-    self._inputs, self._targets = Lines(config.path), Lines(config.target_path)
-    if len(self._inputs) != len(self._targets):
-      raise UserError(
-        f"{config.path} has {len(self._inputs)} lines, {config.target_path} has "
-        f"{len(self._targets)}; paired files must have as many"
+    self._records = open_records(config)
+    content = dict(self._records.identity)
+    self._task = tasks.find(config.task or "instruct")
+    self._own_shots = not config.demonstrations
+    self._demonstrations = self._records
+    if config.task:
+      tasks.check_wording(config.task, config.wording)
+      content["wordings and code"] = self._task.fingerprint
+      content |= {n: str(getattr(config, n)) for n in ("wording", "shots", "shuffle_options")}
+    if config.shots and config.demonstrations:
+      self._demonstrations = _open_demonstrations(config)
+      shown = self._demonstrations.identity
+      content |= {f"demonstrations' {name}": value for name, value in shown.items()}
+    super().__init__(config, count=len(self._records), content=content)
+
+  def _make(self, number: int) -> Example:
+    record, config = self._records[number], self._config
+    try:
+      draw = random.Random(_hash([number, record])) if config.task else None
+      return self._render(record, number, draw)
+    except tasks.BadRecord as error:
+      raise self._records.error(number, str(error)) from None
+
+  def _render(self, record: Record, number: int, draw: random.Random | None) -> Example:
+    """A record's example; what is open about it is drawn, by its number and content."""
+    config, task = self._config, self._task
+    order = None
+    wording = config.wording
+    if draw:
+      drawn = draw.randrange(len(task.wordings))
+      wording = drawn if wording < 0 else wording
+      if config.shuffle_options:
+        count = tasks.count_options(task, record)
+        order = draw.sample(range(count), count)
+    shown = self._draw_demonstrations(record, number, draw) if config.shots else ()
+    return tasks.render(
+      task, record, wording=max(wording, 0), demonstrations=shown, option_order=order
+    )
+
+  def _draw_demonstrations(self, record: Record, number: int, draw: random.Random) -> list[Record]:
+    """As many records as there are shots: alike in what the task says, none twice, none `record`.
+
+    A malformed one among the source's own is passed over here: as an example it is told of.
+    """
+    pool, shots = self._demonstrations, self._config.shots
+    count = len(pool) if not self._own_shots else min(len(pool), self._config.limit or len(pool))
+    tried = {number} if self._own_shots else set()
+    seen, shown = [record], []
+    while len(shown) < shots and len(tried) < count:
+      place = draw.randrange(count)
+      if place in tried:
+        continue
+      tried.add(place)
+      try:
+        other = pool[place]
+        if other not in seen and tasks.are_alike(self._task, record, other):
+          seen.append(other)
+          shown.append(other)
+      except tasks.BadRecord as error:
+        if not self._own_shots:
+          raise pool.error(place, str(error)) from None
+      except UserError:
+        if not self._own_shots:
+          raise
+    if len(shown) < shots:
+      raise tasks.BadRecord(
+        f"only {len(shown)} of {shots} demonstrations are to be had among {count} records"
       )
-    content = self._inputs.sha256 + self._targets.sha256
-    super().__init__(config, count=len(self._inputs), content=content)
-
-  def _read(self, number: int) -> Example:
-    for lines in (self._inputs, self._targets):
-      if not lines[number].strip():
-        raise lines.error(number, "an empty line in paired text (in both files)")
-    return Example(self._inputs[number], self._targets[number])
+    return shown
 
 
-class _Text(Source):
-  """One text a line, nothing but target; empty lines are passed over."""
+def _open_demonstrations(config: SourceConfig) -> Records:
+  """The records of `demonstrations`: a JSONL file, else of the source's kind; of TFDS a split."""
+  shown = config.demonstrations
+  if ".jsonl" in shown:
+    return open_records(SourceConfig(kind="jsonl", path=shown))
+  if config.kind == "pairs":
+    raise UserError(
+      f"demonstrations = {shown!r}: paired text is shown from a .jsonl file; give one"
+    )
+  if config.kind == "tfds":
+    fields = {"path": config.path, "data_dir": config.data_dir, "split": shown}
+  else:
+    fields = {"path": shown}
+  return open_records(SourceConfig(kind=config.kind, **fields))
 
-  def __init__(self, config: SourceConfig):
-    self._lines = Lines(config.path)
-    self._numbers = [number for number in range(len(self._lines)) if self._lines[number].strip()]
-    super().__init__(config, count=len(self._numbers), content=self._lines.sha256)
 
-  def _read(self, number: int) -> Example:
-    return Example("", self._lines[self._numbers[number]])
-
-
-class _Generated(Source):
+class _Generated(_Plain):
   """Examples of the built-in world: its tasks, or its plain text."""
 
   def __init__(self, config: SourceConfig):
-    self._plain, self._split = config.kind == "generator_text", config.split
-    code = inspect.getsource(generator) + inspect.getsource(world)
-    content = hashlib.sha256(code.encode()).hexdigest()
+    code = _hash([inspect.getsource(generator), inspect.getsource(world)])
+    content = {"the generator's code": code, "split": config.split}
+    content["families"] = ", ".join(config.families)
+    super().__init__(config, count=config.limit, content=content)
+    if config.kind == "generator":
+      self._make(0)  # an unknown family is told of now
+
+  def _make(self, number: int) -> Example:
+    split = self._config.split
+    if self._config.kind == "generator_text":
+      return Example("", generator.passage(number, split=split))
+    return generator.task_example(number, split=split, families=self._config.families)
+
+
+class _PathStar(_Plain):
+  """Path-star graphs."""
+
+  def __init__(self, config: SourceConfig):
+    code = _hash([inspect.getsource(path_star), inspect.getsource(world)])
+    content = {"the generator's code": code}
+    content |= {name: str(getattr(config, name)) for name in ("split", "arms", "arm_length")}
     super().__init__(config, count=config.limit, content=content)
 
+  def _make(self, number: int) -> Example:
+    config = self._config
+    return path_star.example(
+      number, split=config.split, arms=config.arms, arm_length=config.arm_length
+    )
+
+
+class _Mixture(Source):
+  """The examples of several sources, one source after the other."""
+
+  def __init__(self, config: SourceConfig):
+    self._sources = [open_source(part) for part in config.parts]
+    self.temperature = config.temperature
+    parts, self.identity, start, names = [], {}, 0, set()
+    for source in self._sources:
+      (part,) = source.parts
+      name, again = part.name, 2
+      while name in names:
+        name, again = f"{part.name} {again}", again + 1
+      names.add(name)
+      stop = start + len(source)
+      parts.append(part._replace(name=name, start=start, stop=stop))
+      self.identity |= {f"{name}: {cause}": value for cause, value in source.identity.items()}
+      start = stop
+    self.parts = tuple(parts)
+    self.identity["the order of the parts"] = ", ".join(part.name for part in parts)
+    self._starts = [part.start for part in parts]
+
+  def _find(self, number: int) -> tuple[Source, int]:
+    part = bisect.bisect_right(self._starts, number) - 1
+    return self._sources[part], number - self._starts[part]
+
   def _read(self, number: int) -> Example:
-    if self._plain:
-      return Example("", generator.passage(number, split=self._split))
-    return generator.task_example(number, split=self._split)
+    source, place = self._find(number)
+    return source[place]
 
-
-def _is_encodable(text: str) -> bool:
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  def keeps(self, example: Example, number: int | None = None) -> bool:
+    if number is None:
+      return all(source.keeps(example) for source in self._sources)
+    source, place = self._find(number)
+    return source.keeps(example, place)

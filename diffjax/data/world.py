@@ -109,6 +109,11 @@ def express(clause: Clause, language: Language) -> str:
   return " ".join([*words, "."])
 
 
+def express_phrase(phrase: Phrase, language: Language) -> str:
+  """A noun phrase alone, without a full stop."""
+  return " ".join(_english_phrase(phrase) if language == "english" else _orin_phrase(phrase))
+
+
 class Event(NamedTuple):
   """Something a report tells: who did what to what, and perhaps where."""
 
@@ -349,3 +354,78 @@ def draw_sum(rng: random.Random) -> Sum:
     middle = start + changes[0]
     if 1 <= middle <= MAX_RESULT and 0 <= start + sum(changes) <= MAX_RESULT:
       return Sum(start, tuple(changes))
+
+
+def draw_phrase(rng: random.Random) -> Phrase:
+  """Someone or something, without a sentence around it."""
+  return _phrase(rng, tuple(NOUNS), 0.6)
+
+
+class Claim(NamedTuple):
+  """What is stated, and a statement about one of the same things, true or not."""
+
+  stated: tuple[Fact, ...]
+  claimed: Fact
+
+
+def draw_claim(rng: random.Random) -> Claim:
+  """Two passing facts, and one of them again: as it is, or with another value of its relation."""
+  stated, fact = draw_context_question(rng)
+  if rng.random() < 0.5:
+    return Claim(stated, fact)
+  others = [value for value in RELATIONS[fact.relation].values if value != fact.value]
+  named = [other.value for other in stated if other.value in others]
+  return Claim(stated, fact._replace(value=rng.choice(named or others)))
+
+
+_SETS = (ANIMALS, FRUITS, JOBS, TOWNS, DAYS, NAMES, tuple(PLACES), tuple(ADJECTIVES))
+
+
+class Words(NamedTuple):
+  """Words in their order, and the one that is meant."""
+
+  words: tuple[str, ...]
+  meant: str
+
+
+def draw_odd(rng: random.Random) -> Words:
+  """Three words of one kind and, meant, one of another."""
+  kind, other = rng.sample(_SETS, 2)
+  meant = rng.choice(other)
+  words = [*rng.sample(kind, 3), meant]
+  return Words(tuple(rng.sample(words, len(words))), meant)
+
+
+def draw_listed(rng: random.Random) -> Words:
+  """Four words of one kind, one of which is meant."""
+  words = rng.sample(rng.choice(_SETS), 4)
+  return Words(tuple(words), rng.choice(words))
+
+
+class Counts(NamedTuple):
+  """How many of a fruit some people have, each another number."""
+
+  names: tuple[str, ...]
+  numbers: tuple[int, ...]
+  fruit: str
+
+
+def draw_counts(rng: random.Random) -> Counts:
+  """Three people with 2 to 15 of a fruit."""
+  names, numbers = rng.sample(NAMES, 3), rng.sample(range(2, MAX_RESULT + 1), 3)
+  return Counts(tuple(names), tuple(numbers), rng.choice(FRUITS))
+
+
+class Progression(NamedTuple):
+  """Four numbers at equal distances, of which the last is to be found."""
+
+  numbers: tuple[int, ...]
+
+
+def draw_progression(rng: random.Random) -> Progression:
+  """Upwards or downwards by 1 to 4, between 0 and 15."""
+  while True:
+    start, step = rng.randint(0, MAX_RESULT), rng.choice((-1, 1)) * rng.randint(1, 4)
+    numbers = tuple(start + step * place for place in range(4))
+    if 0 <= numbers[-1] <= MAX_RESULT:
+      return Progression(numbers)

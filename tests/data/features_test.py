@@ -36,11 +36,57 @@ def test_a_row_of_exactly_the_length_is_kept():
   assert encode("abcdefghi", "xy") is None
 
 
-@pytest.mark.parametrize(("policy", "prompt"), [("keep_start", "abc"), ("keep_end", "ghi")])
+@pytest.mark.parametrize(
+  ("policy", "prompt"), [("keep_start", "abc"), ("keep_end", "ghi"), ("keep_ends", "ghi")]
+)
 def test_the_first_token_and_the_target_always_survive(policy, prompt):
   assert encode("abcdefghi", "xy", max_length=7, too_long=policy) == encode(prompt, "xy")
   assert encode("abcdefghi", "vwxyz", max_length=7, too_long=policy) == encode("", "vwxyz")
   assert encode("a", "uvwxyz", max_length=7, too_long=policy) is None
+
+
+def test_keep_ends_keeps_the_instruction_and_the_end_of_the_context():
+  tokens, start = encode("abcdefghijklmnop", "xy", too_long="keep_ends")
+  assert tokens[:start] == [0, *Letters().encode("ab"), *Letters().encode("klmnop")]
+  assert tokens[start:] == [33, 34, 2]
+
+
+POLICIES = ("drop", "keep_start", "keep_end", "keep_ends")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_measured_sizes_are_those_of_the_rows(policy):
+  contract = dataclasses.replace(CONTRACT, end="predicted", end_padding=3)
+  for inputs, targets in [("abc", "xy"), ("abcdefghi", "vwx"), ("a", ""), ("", "x" * 13)]:
+    sizes = features.measure(
+      Example(inputs, targets), Letters(), contract, max_length=12, too_long=policy
+    )
+    row = encode(inputs, targets, too_long=policy, contract=contract)
+    assert sizes.row == (None if row is None else len(row[0]))
+    if row is not None:
+      assert sizes.canvas == len(row[0]) - row[1]
+    if targets:
+      assert sizes.full == 1 + len(inputs) + 3 * -(-(len(targets) + 1) // 3)
+
+
+class Chat(Letters):
+  """Its template begins with "<", which is <s>, and a "u"; and closes with an "a"."""
+
+  def chat_prompt(self, text: str) -> str:
+    return f"<u{text}a"
+
+  def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+    return [0 if letter == "<" and parse_special else 10 + ord(letter) - 97 for letter in text]
+
+
+def test_a_prompt_is_a_turn_of_the_chat_where_the_contract_says_so():
+  chat = dataclasses.replace(CONTRACT, chat=True)
+  assert features.prompt_ids("bc", Chat(), CONTRACT) == [11, 12]
+  assert features.prompt_ids("bc", Chat(), chat) == [30, 11, 12, 10]  # one <s> is enough
+  assert features.prompt_ids("", Chat(), chat) == []  # no prompt: a row of plain text
+  row = features.encode(Example("bc", "xy"), Chat(), chat, max_length=12, too_long="drop")
+  assert row.tokens.tolist() == [0, 30, 11, 12, 10, 33, 34, 2]
+  assert row.canvas_start == 5
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 3, 4])

@@ -18,13 +18,27 @@ ORIN = {
   **{orin: english for english, orin in world.VERBS.items()},
   **{orin: english for english, orin in (*world.PLACES.items(), *world.TIMES.items())},
 }
-PARTICLES = {"na", "mi", "ko", "di"}
+OTHERS = generator.FAMILIES[len(generator.TASKS) :]
+OBJECTS = {thing for deed in world.DEEDS.values() for thing in deed.objects}
+KINDS = (
+  world.ANIMALS, world.FRUITS, world.JOBS, world.TOWNS, world.DAYS, world.NAMES,
+  tuple(world.PLACES), tuple(world.ADJECTIVES),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def examples():
   return {
     split: [generator.task_example(index, split=split) for index in range(COUNT)]
+    for split in SPLITS
+  }
+
+
+@pytest.fixture(scope="module")
+def others():
+  """Of the families that are not in the mixture unless they are named; 200 of each in a split."""
+  return {
+    split: [generator.task_example(index, split=split, families=OTHERS) for index in range(8 * 200)]
     for split in SPLITS
   }
 
@@ -46,6 +60,17 @@ def of_task(examples, task):
   return [example for example in examples if example.task == task]
 
 
+def phrase_from_orin(words):
+  if words[0] in world.NAMES:
+    return words
+  noun = ORIN[words[0]]
+  adjective = [ORIN[word] for word in words[1:] if ORIN.get(word) in world.ADJECTIVES]
+  number = [word for word in words if word.isdigit()]
+  many = "mi" in words or bool(number)
+  article = number or (["the"] if "na" in words else ["a"])
+  return [*article, *adjective, noun + "s" if many else noun]
+
+
 def from_orin(words):
   """An Orin sentence as English words, by a grammar written apart from the package's."""
   assert words[-1] == "."
@@ -60,17 +85,7 @@ def from_orin(words):
   ]
   assert len(starts) == 2
   assert starts[0] == 0
-  phrases = []
-  for part in (rest[: starts[1]], rest[starts[1] :]):
-    if part[0] in world.NAMES:
-      phrases.append(part)
-      continue
-    noun = ORIN[part[0]]
-    adjective = [ORIN[word] for word in part[1:] if ORIN.get(word) in world.ADJECTIVES]
-    number = [word for word in part if word.isdigit()]
-    many = "mi" in part or bool(number)
-    article = number or (["the"] if "na" in part else ["a"])
-    phrases.append([*article, *adjective, noun + "s" if many else noun])
+  phrases = [phrase_from_orin(part) for part in (rest[: starts[1]], rest[starts[1] :])]
   return " ".join([*phrases[0], verb, *phrases[1], *tail, "."])
 
 
@@ -116,17 +131,38 @@ def test_tasks_take_turns_and_rows_differ(examples):
   assert len(set(examples["train"])) > 0.95 * COUNT
 
 
-def test_text_is_in_normal_form(examples, passages):
+def test_families_take_turns_and_the_mixture_is_four_of_them(examples, others):
+  assert len(generator.FAMILIES) >= 10
+  assert len(set(generator.FAMILIES)) == len(generator.FAMILIES)
+  for split, rows in examples.items():
+    named = [
+      generator.task_example(index, split=split, families=generator.TASKS) for index in range(40)
+    ]
+    assert named == rows[:40]
+  for split, rows in others.items():
+    assert [example.task for example in rows[:16]] == [*OTHERS, *OTHERS]
+    one = generator.task_example(9, split=split, families=(OTHERS[1],))
+    assert one == rows[9]  # what else is in the mixture does not matter
+
+
+def test_an_unknown_family_names_the_nearest():
+  with pytest.raises(UserError, match=r"'headlines'.*did you mean 'headline'\?.*phrase"):
+    generator.task_example(0, split="train", families=("choice", "headlines"))
+
+
+def test_text_is_in_normal_form(examples, others, passages):
   for split in SPLITS:
-    texts = [text for example in examples[split] for text in example[:2]] + passages[split]
+    rows = examples[split] + others[split]
+    texts = [text for example in rows for text in example[:2]] + passages[split]
     for text in texts:
       assert text == " ".join(text.lower().split())
       for word in text.split():
         assert word.isalpha() or word.isdigit() or len(word) == 1, text
 
 
-def test_vocabulary_is_small_and_known_from_plain_text(examples, passages):
-  used = {word for e in examples["train"] for text in e[:2] for word in text.split()}
+def test_vocabulary_is_small_and_known_from_plain_text(examples, others, passages):
+  rows = examples["train"] + others["train"]
+  used = {word for e in rows for text in e[:2] for word in text.split()}
   told = {word for text in passages["train"] for word in text.split()}
   assert len(used | told) <= 350
   assert not used - told
@@ -135,16 +171,19 @@ def test_vocabulary_is_small_and_known_from_plain_text(examples, passages):
   assert max(numbers) <= 20
 
 
-def test_rows_fit_with_their_ends(examples):
-  for rows in examples.values():
-    lengths = [len(re.findall(r"\w+|[^\w\s]", " ".join(example[:2]))) for example in rows]
-    assert max(lengths) <= 62
-    assert sum(lengths) / len(lengths) > 30
+def test_rows_fit_with_their_ends(examples, others):
+  for split, rows in examples.items():
+    counts = [
+      [len(re.findall(r"\w+|[^\w\s]", " ".join(example[:2]))) for example in part]
+      for part in (rows, others[split])
+    ]
+    assert max(max(lengths) for lengths in counts) <= 62
+    assert sum(counts[0]) / len(counts[0]) > 30
 
 
-@pytest.mark.parametrize("task", generator.TASKS)
-def test_wordings_and_demonstrations(examples, task):
-  rows = of_task(examples["train"], task)
+@pytest.mark.parametrize("task", generator.FAMILIES)
+def test_wordings_and_demonstrations(examples, others, task):
+  rows = of_task(examples["train"] + others["train"], task)
   zero_shot = [example for example in rows if " ; " not in example.inputs]
   assert len(generator._WORDINGS[task]) >= 4
   for opening, shot in generator._WORDINGS[task]:
@@ -286,24 +325,185 @@ def test_headlines_follow_from_their_reports(examples):
         assert "it happened" not in report
 
 
+def test_details_are_of_the_event(others):
+  lasting = r"\w+ lives in \w+ \.|the home of \w+ is in \w+ \."
+  asked = collections.Counter()
+  for split in SPLITS:
+    for example in of_task(others[split], "detail"):
+      report = query_of(example)
+      kind = re.search(r"(who|when|where) was it \?", report)[1]
+      asked[kind] += 1
+      words = re.sub(lasting, "", report).split()
+      (name,) = re.findall(rf"(\w+) (?:{'|'.join(world.DEEDS)}) a ", report)
+      found = {
+        "who": [name],
+        "when": [word for word in words if word in world.DAYS],
+        "where": [word for word in words if word in world.TOWNS],
+      }
+      assert found[kind] == [example.targets]
+  assert min(asked[kind] for kind in ("who", "when", "where")) > 0.2 * sum(asked.values())
+
+
+def claim_of(example):
+  """What a prompt states, and the statement that it asks about."""
+  stated, claim = re.search(
+    r"((?:[^.:?;]+ \. )+)\w+ says that ([^.]+ \.)", query_of(example)
+  ).groups()
+  sentences = [sentence.strip() for sentence in re.findall(r"[^.]+\.", stated)]
+  return frozenset(s for s in sentences if re.search(r" has the | is (in|on) ", s)), claim
+
+
+def test_claims_are_so_where_they_are_stated(others):
+  answers = collections.Counter()
+  for split in SPLITS:
+    for example in of_task(others[split], "verification"):
+      stated, claim = claim_of(example)
+      assert len(stated) == 2
+      assert example.targets == ("so" if claim in stated else "not")
+      answers[example.targets] += 1
+  assert abs(answers["so"] - answers["not"]) < 5 * sum(answers.values()) ** 0.5
+
+
+def kinds_of(word):
+  return [number for number, kind in enumerate(KINDS) if word in kind]
+
+
+def odd_words(example):
+  return tuple(re.search(r"\w+(?: , \w+){3}", query_of(example))[0].split(" , "))
+
+
+def test_the_odd_word_is_of_another_kind(others):
+  for split in SPLITS:
+    for example in of_task(others[split], "odd"):
+      words = odd_words(example)
+      kinds = collections.Counter(kind for word in words for kind in kinds_of(word))
+      assert sorted(kinds.values()) == [1, 3]
+      (kind,) = kinds_of(example.targets)
+      assert kinds[kind] == 1
+      assert example.targets in words
+
+
+def test_progressions_go_on(others):
+  for split in SPLITS:
+    for example in of_task(others[split], "progression"):
+      first, second, third = (int(n) for n in re.findall(r"\d+", query_of(example)))
+      assert second - first == third - second != 0
+      assert int(example.targets) == 2 * third - second
+
+
+def counts_of(example):
+  return re.findall(r"(\w+) has (\d+) (\w+) \.", query_of(example))
+
+
+def test_comparisons_name_who_has_most_or_least(others):
+  for split in SPLITS:
+    for example in of_task(others[split], "comparison"):
+      numbers = {name: int(number) for name, number, _ in counts_of(example)}
+      assert len(set(numbers.values())) == 3
+      wanted, fruits = re.search(r"who has (more|less) (\w+) \?", query_of(example)).groups()
+      assert {fruit for *_, fruit in counts_of(example)} == {fruits}
+      assert numbers[example.targets] == {"more": max, "less": min}[wanted](numbers.values())
+
+
+def listed_of(example):
+  """The options, and the letter and word that belong together in question and target."""
+  letter = re.search(r"which word has the letter (\w) \?", query_of(example))
+  if letter:
+    return options_of(example), letter[1], example.targets
+  return (
+    options_of(example),
+    example.targets,
+    re.search(r"which letter has (\w+) \?", query_of(example))[1],
+  )
+
+
+def test_letters_and_words_of_a_list_are_found(others):
+  asked = collections.Counter()
+  for split in SPLITS:
+    for example in of_task(others[split], "lookup"):
+      options, letter, word = listed_of(example)
+      assert options[letter] == word
+      assert len(set(options.values())) == 4
+      asked[letter == example.targets] += 1
+  assert min(asked.values()) > 0.4 * sum(asked.values())
+
+
+def test_answers_are_the_values_that_are_stated(others):
+  for split in SPLITS:
+    for example in of_task(others[split], "answer"):
+      question = question_of(example)
+      right = [
+        relation
+        for relation in world.PASSING.values()
+        for thing in re.findall(asking(relation), question)
+        if relation.statements[0].format(thing=thing, value=example.targets) in stated_in(example)
+      ]
+      assert len(right) == 1
+
+
+def phrase_of(example):
+  """The English side of a phrase, having checked that it is what the Orin side says."""
+  query, target = query_of(example), example.targets.split()
+  if target[0] in ORIN:
+    english = " ".join(phrase_from_orin(target))
+    assert f" {english} " in f" {query} "
+    return english
+  (noun,) = (word for word in query.split() if ORIN.get(word) in world.NOUNS)
+  orin = re.search(rf"{noun}(?: (?:{'|'.join((*ORIN, 'mi', 'na'))}|\d))*", query)[0]
+  assert phrase_from_orin(orin.split()) == target
+  return example.targets
+
+
+def test_phrases_are_exact_both_ways(others):
+  directions = collections.Counter()
+  for split in SPLITS:
+    for example in of_task(others[split], "phrase"):
+      assert phrase_of(example)
+      directions[example.targets.split()[0] in ORIN] += 1
+  assert min(directions.values()) > 0.4 * sum(directions.values())
+
+
 def contents(rows):
   """What each row is about, read from its text."""
   for example in rows:
     if example.task == "translation":
       yield "translation", english_of(example)
+    elif example.task == "detail":
+      deed = rf"\w+ (?:{'|'.join(world.DEEDS)}) a (?:\w+ )?(?:{'|'.join(OBJECTS)})\b"
+      lasting = r"\w+ lives in \w+ \.|the home of \w+ is in \w+ \."
+      told = re.sub(lasting, "", query_of(example)).split()
+      towns = [word for word in told if word in world.TOWNS]
+      yield "event", re.search(deed, query_of(example))[0], tuple(towns)
+    elif example.task == "verification":
+      yield "verification", *claim_of(example)
+    elif example.task == "odd":
+      yield "odd", odd_words(example)
+    elif example.task == "progression":
+      yield "progression", tuple(re.findall(r"\d+", query_of(example)))
+    elif example.task == "comparison":
+      yield "comparison", tuple(counts_of(example))
+    elif example.task == "lookup":
+      options, letter, _ = listed_of(example)
+      yield "lookup", tuple(options.values()), letter
+    elif example.task == "answer":
+      yield "choice", stated_in(example), question_of(example)
+    elif example.task == "phrase":
+      yield "phrase", phrase_of(example)
     elif example.task == "choice":
       yield "choice", stated_in(example), question_of(example)
     else:  # the event of a headline, the numbers of a sum
       yield example.task, example.targets
 
 
-def test_splits_share_no_content(examples):
-  about = {split: set(contents(rows)) for split, rows in examples.items()}
+def test_splits_share_no_content(examples, others):
+  about = {split: set(contents(examples[split] + others[split])) for split in SPLITS}
   assert not about["train"] & about["test"]
   assert not about["train"] & about["validation"]
   assert not about["validation"] & about["test"]
   for task in generator.TASKS:
     assert sum(key[0] == task for key in about["test"]) >= 40
+  for task in {key[0] for key in about["train"]}:
+    assert sum(key[0] == task for key in about["test"]) >= 3
 
 
 def test_plain_text_has_the_right_length_and_both_languages(passages):
@@ -316,7 +516,7 @@ def test_plain_text_has_the_right_length_and_both_languages(passages):
 
 
 def test_plain_text_knows_no_task(examples, passages):
-  wordings = [w for task in generator.TASKS for w in generator._WORDINGS[task]]
+  wordings = [w for wordings in generator._WORDINGS.values() for w in wordings]
   fragments = {
     part.strip().format(language=language, source=language)
     for wording in wordings

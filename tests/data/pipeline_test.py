@@ -11,6 +11,8 @@ from diffjax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 SECTION = DataConfig(max_length=64, buckets=(32, 64), batch_size=8)
 DROPPING = dataclasses.replace(SECTION, prompt_dropout=0.5)
+PACKING = dataclasses.replace(DROPPING, buckets=(), max_length=192, batch_size=4, packing=True)
+MIXTURE = (sources.Part("a", 0, 70, 1.0, 1.0, 0), sources.Part("b", 70, 100, 3.0, 1.0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +63,38 @@ def test_starting_later_gives_the_later_batches(setup):
   assert_equal(read(setup, start=3), read(setup)[3:])
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_read_consecutive_slices_of_the_same_batches(setup, hosts):
+@pytest.mark.parametrize("section", [DROPPING, PACKING], ids=["buckets", "packed"])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_read_consecutive_slices_of_the_same_batches(setup, hosts, section):
+  setup = (*setup[:2], setup[2]._replace(parts=MIXTURE))
   parts = [
-    read(setup, section=DROPPING, process_index=host, process_count=hosts) for host in range(hosts)
+    read(setup, section=section, process_index=host, process_count=hosts) for host in range(hosts)
   ]
   joined = [
     type(same[0])(*(np.concatenate(field) for field in zip(*same, strict=True)))
     for same in zip(*parts, strict=True)
   ]
-  assert_equal(joined, read(setup, section=DROPPING))
+  assert_equal(joined, read(setup, section=section))
+
+
+def test_packed_rows_are_the_examples_that_the_plan_names(setup):
+  source, tokenizer, lengths = setup
+  section = dataclasses.replace(PACKING, prompt_dropout=0.0)
+  batches = read(setup, section=section, stop=2)
+  chosen = plan.Plan(lengths, section, 0)
+  for number, batch in enumerate(batches):
+    examples, _, _, rows = chosen.batch(number)
+    assert batch.segments.max() > 1
+    for row in range(4):
+      for segment, example in enumerate(examples[rows == row], 1):
+        own = batch.segments[row] == segment
+        target = batch.tokens[row][own & batch.canvas[row]]
+        prompt = batch.tokens[row][own & ~batch.canvas[row]]
+        assert target[-1] == tokenizer.eos_id
+        assert tokenizer.decode(target[:-1]) == source[int(example)].targets
+        assert (prompt[0], tokenizer.decode(prompt[1:])) == (
+          tokenizer.bos_id, source[int(example)].inputs,
+        )  # fmt: skip
 
 
 def test_a_row_without_its_prompt_is_the_answer_alone(setup):
@@ -104,8 +128,11 @@ def test_evaluation_drops_no_prompt(setup):
 
 
 @pytest.mark.slow
-def test_reader_processes_change_nothing(setup):
-  assert_equal(read(setup, section=dataclasses.replace(SECTION, workers=1)), read(setup))
+@pytest.mark.parametrize("workers", [1, 4])
+def test_reader_processes_change_nothing(setup, workers):
+  section = dataclasses.replace(PACKING, workers=workers)
+  setup = (*setup[:2], setup[2]._replace(parts=MIXTURE))
+  assert_equal(read(setup, section=section, start=2), read(setup, section=PACKING, start=2))
 
 
 def test_evaluation_batches_keep_the_order_and_fill_the_last(setup):
@@ -118,6 +145,6 @@ def test_evaluation_batches_keep_the_order_and_fill_the_last(setup):
   assert [b.tokens.shape for b in batches] == [(8, 64)] * 2
   rows = np.concatenate([b.segments.any(1) for b in batches])
   assert rows.tolist() == [True] * 10 + [False] * 6
-  kept = np.flatnonzero(lengths != plan.DROPPED)
+  kept = lengths.kept
   last = batches[1]
   assert tokenizer.decode(last.tokens[1][last.canvas[1]]) == source[int(kept[9])].targets

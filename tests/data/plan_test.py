@@ -1,16 +1,18 @@
 """Batch n is a function of (seed, n): random access, every example in its place."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from diffjax.config import Contract, DataConfig, SourceConfig
-from diffjax.data import plan, sources
+from diffjax.data import mixture, plan, sources
 from diffjax.types import UserError
 
 LENGTHS = np.random.default_rng(0).integers(3, 41, 300).astype(np.int32)
 LENGTHS[::17] = plan.DROPPED
+INDEX = plan.LengthIndex(LENGTHS, np.abs(LENGTHS), np.full_like(LENGTHS, 3))
 
 
 def data(**changes) -> DataConfig:
@@ -19,9 +21,9 @@ def data(**changes) -> DataConfig:
 
 def test_batches_do_not_depend_on_what_was_asked_before():
   numbers = [31, 0, 5, 100, 31]
-  forward = plan.Plan(LENGTHS, data(), 3)
+  forward = plan.Plan(INDEX, data(), 3)
   for number in numbers:
-    have, want = forward.batch(number), plan.Plan(LENGTHS, data(), 3).batch(number)
+    have, want = forward.batch(number), plan.Plan(INDEX, data(), 3).batch(number)
     np.testing.assert_array_equal(have.examples, want.examples)
     assert have.length == want.length
 
@@ -29,11 +31,12 @@ def test_batches_do_not_depend_on_what_was_asked_before():
 @pytest.mark.parametrize("unit", ["rows", "tokens"])
 def test_an_epoch_has_every_kept_example_at_most_once_in_the_smallest_bucket_that_holds_it(unit):
   section = data(batch_unit=unit, batch_size=8 if unit == "rows" else 160)
-  chosen = plan.Plan(LENGTHS, section, 3)
+  chosen = plan.Plan(INDEX, section, 3)
   seen = []
   for number in range(chosen.batches_per_epoch):
-    examples, length, prompted = chosen.batch(number)
+    examples, length, prompted, rows = chosen.batch(number)
     assert prompted.tolist() == [True] * len(examples)
+    assert rows.tolist() == list(range(len(examples)))
     assert len(examples) == section.rows(length)
     smaller = max((n for n in section.lengths if n < length), default=0)
     assert ((LENGTHS[examples] <= length) & (LENGTHS[examples] > smaller)).all()
@@ -45,24 +48,24 @@ def test_an_epoch_has_every_kept_example_at_most_once_in_the_smallest_bucket_tha
 
 
 def test_epochs_and_seeds_shuffle_anew():
-  chosen = plan.Plan(LENGTHS, data(), 3)
+  chosen = plan.Plan(INDEX, data(), 3)
   first = [chosen.batch(n).examples.tolist() for n in range(chosen.batches_per_epoch)]
   second = [
     chosen.batch(n + chosen.batches_per_epoch).examples.tolist()
     for n in range(chosen.batches_per_epoch)
   ]
   assert first != second
-  assert plan.Plan(LENGTHS, data(), 4).batch(0).examples.tolist() != first[0]
+  assert plan.Plan(INDEX, data(), 4).batch(0).examples.tolist() != first[0]
   lengths = [chosen.batch(n).length for n in range(chosen.batches_per_epoch)]
   assert lengths != sorted(lengths)  # batches of one length do not come in a block
 
 
 def test_prompts_are_dropped_by_seed_number_and_row():
   drops = lambda number, seed=3, **changes: (
-    ~plan.Plan(LENGTHS, data(prompt_dropout=0.25, **changes), seed).batch(number).prompted
+    ~plan.Plan(INDEX, data(prompt_dropout=0.25, **changes), seed).batch(number).prompted
   )
   batches = range(1000)
-  chosen = plan.Plan(LENGTHS, data(prompt_dropout=0.25), 3)
+  chosen = plan.Plan(INDEX, data(prompt_dropout=0.25), 3)
   dropped = np.stack([~chosen.batch(number).prompted for number in batches])  # [1000, 8]
   for share in (dropped.mean(), *dropped.mean(0)):
     assert abs(share - 0.25) < 5 * (0.25 * 0.75 / 1000) ** 0.5
@@ -73,9 +76,116 @@ def test_prompts_are_dropped_by_seed_number_and_row():
 
 
 def test_too_few_examples_for_one_batch_is_refused():
-  with pytest.raises(UserError, match=r"no length bucket fills a batch.*18 dropped"):
-    plan.Plan(LENGTHS, data(batch_size=500), 0)
+  with pytest.raises(UserError, match=r"no length bucket fills a batch.*18 examples dropped"):
+    plan.Plan(INDEX, data(batch_size=500), 0)
 
+
+# ---- Mixtures
+
+# Three parts, the last much smaller than its share.
+PARTS = (
+  sources.Part("a", 0, 150, 0.5, 1.0, 0),
+  sources.Part("b", 150, 280, 0.2, 1.0, 0),
+  sources.Part("c", 280, 300, 0.3, 1.0, 0),
+)
+MIXED = INDEX._replace(parts=PARTS)
+SECTIONS = {
+  "one length": data(buckets=()),
+  "buckets": data(batch_size=4),
+  "packed": data(buckets=(), packing=True, max_length=90),
+}
+
+
+def part_of(examples):
+  return np.searchsorted([part.stop for part in PARTS], examples, side="right")
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_a_mixture_has_its_shares_and_every_part_goes_through_whole_shuffles(section):
+  chosen = plan.Plan(MIXED, section, 3)
+  epochs = 40
+  drawn = [chosen.batch(n).examples for n in range(epochs * chosen.batches_per_epoch)]
+  seen = np.bincount(np.concatenate(drawn), minlength=300)
+  by_part = np.array([seen[part.start : part.stop].sum() for part in PARTS])
+  weights = np.array([part.weight for part in PARTS])
+  np.testing.assert_allclose(by_part / by_part.sum(), weights, atol=0.01)
+  np.testing.assert_allclose(by_part, epochs * chosen.examples_per_epoch, rtol=0.02)
+  assert not seen[LENGTHS < 0].any()
+  if not section.packing:  # of packed rows an epoch's last may be left out
+    for part in PARTS:
+      own = np.arange(part.start, part.stop)
+      own = own[LENGTHS[own] >= 0]
+      bucket = np.searchsorted(section.lengths, LENGTHS[own])
+      for place in range(len(section.lengths)):
+        assert np.ptp(seen[own[bucket == place]]) <= 1
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+def test_a_mixture_is_random_access(section):
+  forward = plan.Plan(MIXED, section, 3)
+  for number in [31, 0, 5, 100, 31]:
+    for have, want in zip(
+      forward.batch(number), plan.Plan(MIXED, section, 3).batch(number), strict=True
+    ):
+      np.testing.assert_array_equal(have, want)
+
+
+def test_the_order_within_a_mixture_is_mixed():
+  chosen = plan.Plan(MIXED, data(buckets=()), 3)
+  first = part_of(np.concatenate([chosen.batch(n).examples for n in range(4)]))
+  assert set(first) == {0, 1, 2}
+
+
+def test_shares_are_weights_or_proportional_to_capped_and_tempered_epochs_of_examples():
+  np.testing.assert_allclose(mixture.shares(PARTS, np.array([9, 9, 9]), 1.0), [0.5, 0.2, 0.3])
+  plain = [
+    sources.Part("a", 0, 8, 0.0, 1.0, 0),
+    sources.Part("b", 8, 100, 0.0, 1.0, 16),
+    sources.Part("c", 100, 104, 0.0, 2.0, 0),
+  ]
+  counts = np.array([8, 92, 4])
+  np.testing.assert_allclose(mixture.shares(plain, counts, 1.0), np.array([8, 16, 8]) / 32)
+  roots = np.sqrt([8, 16, 8])
+  np.testing.assert_allclose(mixture.shares(plain, counts, 2.0), roots / roots.sum())
+  with pytest.raises(UserError, match="part 'b' of the mixture: none of its 92 examples"):
+    mixture.shares(plain, np.array([8, 0, 4]), 1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_epoch_is_shared_out_by_rounding_and_exactly_in_the_long_run(seed):
+  random = np.random.default_rng(seed)
+  weights = random.exponential(1, 7) ** 3
+  exact = weights / weights.sum() * 100
+  counts = mixture.shared_out(100, weights, np.arange(1000))
+  assert (counts.sum(1) == 100).all()
+  assert (abs(counts - exact) < 1 + 1e-9).all()
+  drift = counts.cumsum(0) - exact * np.arange(1, 1001)[:, None]
+  assert abs(drift).max() < 6  # logarithmic in the epochs
+
+
+@pytest.mark.parametrize("size", [1, 7, 70000])
+def test_draws_of_a_part_are_random_access_and_whole_shuffles(size):
+  members = np.arange(100, 100 + size)
+  all_of_it = mixture.drawn(members, 0, 3 * size, seed=(5, 1))
+  for shuffle in all_of_it.reshape(3, size):
+    assert sorted(shuffle) == members.tolist()
+  for start, stop in ((0, 1), (size - 1, size + 1), (size // 2, 2 * size), (size, size)):
+    np.testing.assert_array_equal(
+      mixture.drawn(members, start, stop, seed=(5, 1)), all_of_it[start:stop]
+    )
+  assert not len(mixture.drawn(members[:0], 0, 0, seed=(5, 1)))
+  if size > 1:
+    assert (mixture.drawn(members, 0, size, seed=(5, 2)) != all_of_it[:size]).any()
+
+
+def test_held_out_parts_take_turns():
+  first = MIXED.first(30)
+  assert np.bincount(part_of(first)).tolist() == [10, 10, 10]
+  assert sorted(MIXED.first(10**6)) == MIXED.kept.tolist()
+  np.testing.assert_array_equal(INDEX.first(30), INDEX.kept[:30])
+
+
+# ---- The length index
 
 CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=99)
 
@@ -102,11 +212,60 @@ def test_the_length_index_is_made_once_and_remade_when_its_cause_changes(tmp_pat
   )
   first = index()
   words = [len(source[n].inputs.split()) + len(source[n].targets.split()) + 2 for n in range(40)]
-  np.testing.assert_array_equal(first, [n if n <= 40 else plan.DROPPED for n in words])
+  np.testing.assert_array_equal(first.rows, [n if n <= 40 else plan.DROPPED for n in words])
+  np.testing.assert_array_equal(first.full, words)
+  np.testing.assert_array_equal(
+    first.canvas, [len(source[n].targets.split()) + 1 for n in range(40)]
+  )
   calls = tokenizer.calls
-  np.testing.assert_array_equal(index(), first)
+  again = index()
+  for have, want in zip(again[:3], first[:3], strict=True):
+    np.testing.assert_array_equal(have, want)
+  assert again.parts == first.parts == source.parts
   assert tokenizer.calls == calls
-  assert (index(too_long="keep_end") != first).any()
+  cut = index(too_long="keep_end")
+  np.testing.assert_array_equal(cut.rows, np.minimum(first.full, 40))
   assert tokenizer.calls > calls
   padded = index(dataclasses.replace(CONTRACT, end="predicted", end_padding=8))
-  assert ((padded > first) | (padded == plan.DROPPED)).any()
+  assert ((padded.rows > first.rows) | (padded.rows == plan.DROPPED)).any()
+
+
+def write(path, texts):
+  lines = [json.dumps({"inputs": text, "targets": "a word"}) for text in texts]
+  path.write_text("\n".join(lines))
+  return path
+
+
+def measured(config, **options):
+  return plan.length_index(
+    sources.open_source(config), Words(), CONTRACT,
+    **{"max_length": 40, "too_long": "drop", "cache_dir": None, **options},
+  )  # fmt: skip
+
+
+def test_examples_of_an_excluded_language_are_counted_and_have_no_row(tmp_path):
+  german = "Das ist ein Satz, der nicht auf Englisch ist und von einem Hund handelt."
+  file = write(tmp_path / "mixed.jsonl", ["A dog is in the house of the man.", german])
+  section = SourceConfig(kind="jsonl", path=str(file), exclude_language="german")
+  index = measured(section)
+  assert index.rows[1] == plan.EXCLUDED
+  assert index.kept.tolist() == [0]
+  chosen = plan.Plan(index, data(batch_size=1), 0)
+  assert chosen.counts.excluded == 1
+  assert "1 in an excluded language" in chosen.counts.describe()
+
+
+def test_bad_records_stop_or_are_skipped_up_to_one_in_a_thousand(tmp_path):
+  file = write(tmp_path / "some.jsonl", ["one two"] * 1999)
+  good = file.read_text()
+  section = SourceConfig(kind="jsonl", path=str(file))
+  file.write_text(f"{good}\nnot json")
+  with pytest.raises(UserError, match=r"some.jsonl:2000: not JSON"):
+    measured(section)
+  index = measured(section, on_bad_record="skip")
+  assert np.flatnonzero(index.rows == plan.BAD).tolist() == [1999]
+  chosen = plan.Plan(index, data(), 0)
+  assert (chosen.counts.bad, chosen.counts.examples) == (1, 2000)
+  file.write_text("not json\n" * 3 + good)
+  with pytest.raises(UserError, match=r"3 of the first 3 records are bad.*0.1%.*some.jsonl:1: "):
+    measured(section, on_bad_record="skip")

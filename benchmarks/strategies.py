@@ -55,7 +55,7 @@ def read_examples(
     source, model.tokenizer, model.contract, max_length=config.data.max_length,
     too_long=config.data.too_long, cache_dir=None,
   )  # fmt: skip
-  kept = [source[number] for number, length in enumerate(lengths) if length >= 0]
+  kept = [source[int(number)] for number in lengths.kept]
   found = [example for example in kept if not task or example.task == task][:limit]
   if not found:
     tasks_there = ", ".join(sorted({example.task for example in kept if example.task}))

@@ -7,12 +7,17 @@ positions, by Jensen's inequality over the orders,
 
 where l is uniform on 1 .. n and exactly l positions are masked (LLaDA, 2502.09992; the same value
 as the bound over times of MDLM, 2406.07524, with far less variance than masking by coins). The
-model's network is called once for every sample of (l, mask), so samples are rows.
+model's network is called once for every sample of (l, mask), so samples are rows. Where all masks
+of a short text are no more rows than the samples would be, all of them are tried, and no error is
+left.
 
 The order: `plan` lays out the rows, `samples` is compiled over them, in batches of any size,
 `estimate` puts their values together.
 """
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,23 +32,51 @@ _COUNT, _POSITIONS = range(2)
 
 
 class Plan(NamedTuple):
-  """The rows [R] of an estimate: samples of the first block, then of the second, and so on."""
+  """The rows of an estimate: `each` of the first set of positions, then of the second, and so on.
 
-  scored: np.ndarray  # bool[R, L]  what may be masked and is scored in the row
-  low: np.ndarray  # float32[R]  the stratum of l / n: [low, high)
-  high: np.ndarray  # float32[R]
-  blocks: int  # as many samples of each
+  Either the sets are blocks, of which every row masks a random part; or every set is masked as it
+  is, in one row, and the sets are all there are.
+  """
+
+  sets: np.ndarray  # bool[M, L]  what may be masked and is scored in a row
+  each: int  # rows of a set: 1 where all masks are tried, else even
+  weights: np.ndarray  # float64[M]  of one row of the set, in the bound
+
+  @property
+  def count(self) -> int:
+    """R, how many rows there are."""
+    return len(self.sets) * self.each
+
+  @property
+  def enumerated(self) -> bool:
+    """Whether all masks are tried."""
+    return self.each == 1
+
+  def rows(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `samples` takes of these rows: scored bool[n, L]; low, high float32[n].
+
+    Args:
+      numbers: int[n], each in 0 .. count - 1.
+    """
+    which, number = np.divmod(np.asarray(numbers), self.each)
+    strata = self.each // 2
+    if self.enumerated:  # a share of 1: all of the set
+      low = high = np.ones(len(which))
+    else:  # two rows share the stratum of l / n in [low, high)
+      low, high = number // 2 / strata, (number // 2 + 1) / strata
+    return self.sets[which], low.astype(np.float32), high.astype(np.float32)
 
 
 def plan(target: np.ndarray, *, samples: int, block_size: int = 0) -> Plan:
   """The rows that bound the log-likelihood of one target.
 
-  Two samples share each stratum of the share of masked positions, which is what gives the
-  standard error of a stratified estimate; so `samples` is rounded up to an even number a block.
+  Where trying all 2^n - 1 masks takes no more rows than sampling would, all are tried. Else two
+  samples share each stratum of the share of masked positions, which is what gives the standard
+  error of a stratified estimate; so `samples` is rounded up to an even number a block.
 
   Args:
     target: bool[L], the positions whose likelihood is asked for.
-    samples: at least so many in all, >= 1.
+    samples: at least so many in all, >= 1; of a short target fewer may say all.
     block_size: of attention 'blocks': log p(x) = sum_b log p(x_b | earlier blocks), and every
       sample masks positions of one block, whose later ones it does not see; 0: one block.
 
@@ -55,17 +88,26 @@ def plan(target: np.ndarray, *, samples: int, block_size: int = 0) -> Plan:
   places = np.flatnonzero(target)
   if not len(places):
     raise UserError("the target is empty: give one with at least one token")
-  blocks = -(-len(places) // block_size) if block_size else 1
-  strata = -(-samples // (2 * blocks))
-  member = np.zeros((blocks, len(target)), bool)
-  member[np.arange(len(places)) // (block_size or len(places)), places] = True
-  edges = np.linspace(0, 1, strata + 1, dtype=np.float32)
-  return Plan(
-    scored=np.repeat(member, 2 * strata, axis=0),
-    low=np.tile(np.repeat(edges[:-1], 2), blocks),
-    high=np.tile(np.repeat(edges[1:], 2), blocks),
-    blocks=blocks,
-  )
+  size = block_size or len(places)
+  blocks = [places[start : start + size] for start in range(0, len(places), size)]
+  each = 2 * -(-samples // (2 * len(blocks)))
+  if sum(2 ** len(block) - 1 for block in blocks) > len(blocks) * each:
+    weights = np.full(len(blocks), 1 / each)
+    return Plan(_sets(blocks, len(target)), each, weights)
+  masks = [
+    (mask, 1 / (count * math.comb(len(block), count)))
+    for block in blocks
+    for count in range(1, len(block) + 1)
+    for mask in itertools.combinations(block, count)
+  ]
+  return Plan(_sets([mask for mask, _ in masks], len(target)), 1, np.array([w for _, w in masks]))
+
+
+def _sets(members: Sequence[Sequence[int]], length: int) -> np.ndarray:
+  sets = np.zeros((len(members), length), bool)
+  for row, places in zip(sets, members, strict=True):
+    row[list(places)] = True
+  return sets
 
 
 def samples(
@@ -86,8 +128,8 @@ def samples(
       that a block does not see later ones.
     keys: a key for every row [R].
     tokens: int32[R, L], clean.
-    scored, low, high: as `plan` makes them, or a part of its rows; others may be added that score
-      nothing, whose value is 0.
+    scored, low, high: as `Plan.rows` has them; rows may be added that score nothing, whose value
+      is 0.
     mask_id: what masked positions become.
     chunk: positions whose logits exist at one time.
 
@@ -108,7 +150,7 @@ def draw_masks(keys: Array, scored: Array, low: Array, high: Array) -> tuple[Arr
   Args:
     keys: a key for every row [R].
     scored: bool[R, L].
-    low, high: float32[R] in [0, 1]; 0 and 1 make l uniform on 1 .. n.
+    low, high: float32[R] in [0, 1]; 0 and 1 make l uniform on 1 .. n, 1 and 1 make it n.
 
   Returns:
     masked bool[R, L], and n / l float32[R], 0 where n is 0.
@@ -157,18 +199,22 @@ def log_likelihoods(
   return -nll.reshape(tokens.shape)
 
 
-def estimate(values: np.ndarray, *, blocks: int) -> tuple[float, float]:
+def estimate(values: np.ndarray, plan: Plan) -> tuple[float, float]:
   """The bound on the log-likelihood, and its standard error; in nats, float64.
 
   Args:
-    values: what `samples` returns of all rows of a plan, in its order, [R].
-    blocks: of the plan.
+    values: what `samples` returns of all rows of the plan, in its order, [R].
+    plan: whose rows they are.
 
   Returns:
-    The sum over blocks of the samples' means; the standard error, from the differences of the
-    pairs that share a stratum, whose square is an unbiased estimate of the variance.
+    The weighted sum; and its standard error, 0 where all masks were tried, else from the
+    differences of the pairs that share a stratum, whose square is an unbiased estimate of the
+    variance.
   """
-  pairs = np.asarray(values, np.float64).reshape(blocks, -1, 2)
-  count = pairs[0].size
-  variance = (pairs[..., 0] - pairs[..., 1]) ** 2 / count**2
-  return float((pairs.sum((1, 2)) / count).sum()), float(np.sqrt(variance.sum()))
+  values = np.asarray(values, np.float64).reshape(len(plan.sets), plan.each)
+  bound = float((plan.weights * values.sum(1)).sum())
+  if plan.enumerated:
+    return bound, 0.0
+  pairs = values.reshape(len(values), -1, 2)
+  variance = ((pairs[..., 0] - pairs[..., 1]) ** 2).sum(1) * plan.weights**2
+  return bound, float(np.sqrt(variance.sum()))

@@ -1,51 +1,256 @@
-"""Scores of generated text against one reference each. All are percentages, 0 to 100."""
+"""Scores of generated texts against one reference each. All are percentages, 0 to 100.
 
-from collections.abc import Sequence
+`METRICS` has them by name. Most are means over examples; bleu and chrf are of a corpus as a whole.
+"""
 
-from sacrebleu.metrics import BLEU
+import abc
+import functools
+import importlib.metadata
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+import numpy as np
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric as SacreMetric
 
 from diffjax import similarity
 from diffjax.types import UserError
 
-
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
-  """Corpus BLEU by sacreBLEU: cased, 13a tokens, exponential smoothing (arXiv 1804.08771).
-
-  Returns:
-    The score and sacreBLEU's signature, which belongs beside every number that is reported.
-
-  Raises:
-    UserError: if there are no texts, or not as many hypotheses as references.
-  """
-  _check(hypotheses, references)
-  metric = BLEU(force=True)  # no warning that texts look tokenised: some are
-  score = metric.corpus_score(list(hypotheses), [list(references)]).score
-  return score, str(metric.get_signature())
+_RESAMPLES, _SEED = 1000, 0  # of the bootstrap
+_BLEU_ORDER = 4  # BLEU counts n-grams up to it; shorter references score 0 whatever is said
 
 
-def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-  """The share of hypotheses that equal their reference, surrounding space aside.
+class Score(NamedTuple):
+  """What a metric says of some texts."""
 
-  Raises:
-    UserError: as `bleu`.
-  """
-  _check(hypotheses, references)
-  pairs = zip(hypotheses, references, strict=True)
-  return 100 * sum(a.strip() == b.strip() for a, b in pairs) / len(references)
+  value: float  # percent
+  error: float | None  # standard error over the examples; None of a single one
+  signature: str  # belongs beside every number that is reported
 
 
-def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-  """Mean ROUGE-L F-measure by rouge-score, with words of any script (see similarity.py).
+class Metric(abc.ABC):
+  """One way to compare texts with their references."""
 
-  Raises:
-    UserError: as `bleu`.
-  """
-  _check(hypotheses, references)
-  return sum(map(similarity.rouge_l, hypotheses, references)) / len(references)
+  def score(self, texts: Sequence[str], references: Sequence[str]) -> Score:
+    """Value, standard error and signature.
+
+    Raises:
+      UserError: there are no texts, not as many as references, or references that say nothing of
+        what is compared (no number, no letter).
+    """
+    _check(texts, references)
+    value, error = self._measure(list(texts), list(references), errors=True)
+    return Score(value, error, self.signature)
+
+  def value(self, texts: Sequence[str], references: Sequence[str]) -> float:
+    """The value alone, which is cheaper. Raises UserError as `score`."""
+    _check(texts, references)
+    return self._measure(list(texts), list(references), errors=False)[0]
+
+  @property
+  @abc.abstractmethod
+  def signature(self) -> str:
+    """How it is computed, in one line."""
+
+  @abc.abstractmethod
+  def each(self, text: str, reference: str) -> float | None:
+    """Of one example; None of a metric of the corpus, and where the reference says nothing."""
+
+  @abc.abstractmethod
+  def suits(self, references: Sequence[str]) -> bool:
+    """Whether these references can be compared with."""
+
+  @abc.abstractmethod
+  def _measure(
+    self, texts: list[str], references: list[str], *, errors: bool
+  ) -> tuple[float, float | None]: ...
 
 
-def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-  if len(hypotheses) != len(references) or not references:
-    raise UserError(
-      f"{len(hypotheses)} hypotheses and {len(references)} references; give one for each, and some"
+class _Mean(Metric):
+  """The mean over examples; its standard error is that of a mean."""
+
+  def __init__(self, compare: Callable[[str, str], float | None], signature: Callable[[], str]):
+    self._compare, self._signature = compare, signature
+
+  @property
+  def signature(self) -> str:
+    return self._signature()
+
+  def each(self, text: str, reference: str) -> float | None:
+    value = self._compare(text, reference)
+    return None if value is None else 100.0 * value
+
+  def suits(self, references: Sequence[str]) -> bool:
+    return all(self._compare(reference, reference) is not None for reference in references)
+
+  def _measure(
+    self, texts: list[str], references: list[str], *, errors: bool
+  ) -> tuple[float, float | None]:
+    values = list(map(self.each, texts, references))
+    for reference, value in zip(references, values, strict=True):
+      if value is None:
+        raise UserError(
+          f"the reference {reference[:60]!r} has none of what this metric compares "
+          f"({self.signature}); choose another metric, or mend the reference"
+        )
+    count = len(values)
+    error = float(np.std(values, ddof=1)) / count**0.5 if errors and count > 1 else None
+    return sum(values) / count, error
+
+
+class _Corpus(Metric):
+  """A metric of sacreBLEU; its standard error is of a bootstrap over sentences, seed fixed."""
+
+  def __init__(self, make: Callable[[], SacreMetric], *, least_words: int):
+    self._make, self._least_words = functools.cache(make), least_words
+
+  @property
+  def signature(self) -> str:
+    metric = self._make()
+    metric.corpus_score(["a"], [["a"]])  # a signature knows the number of references by then
+    return str(metric.get_signature())
+
+  def each(self, text: str, reference: str) -> None:
+    return None
+
+  def suits(self, references: Sequence[str]) -> bool:
+    return max(len(reference.split()) for reference in references) >= self._least_words
+
+  def _measure(
+    self, texts: list[str], references: list[str], *, errors: bool
+  ) -> tuple[float, float | None]:
+    # The library's own bootstrap holds resamples x sentences x statistics in memory, a gigabyte
+    # for a usual test set; sums of the same statistics need none of it.
+    metric = self._make()
+    statistics = np.asarray(metric._extract_corpus_statistics(texts, [references]))
+    of = lambda sums: metric._compute_score_from_stats(sums.tolist()).score
+    value, count = of(statistics.sum(0)), len(texts)
+    if not errors or count < 2:
+      return value, None
+    random = np.random.default_rng(_SEED)
+    sums = (
+      np.bincount(random.integers(count, size=count), minlength=count) @ statistics
+      for _ in range(_RESAMPLES)
     )
+    return value, float(np.std([of(drawn) for drawn in sums], ddof=1))
+
+
+def _check(texts: Sequence[str], references: Sequence[str]) -> None:
+  if len(texts) != len(references) or not references:
+    raise UserError(
+      f"{len(texts)} hypotheses and {len(references)} references; give one for each, and some"
+    )
+
+
+def exact_match(text: str, reference: str) -> float:
+  """1 where they are equal, surrounding space aside; else 0."""
+  return float(text.strip() == reference.strip())
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normal_answer(text: str) -> str:
+  """As SQuAD compares (1606.05250): lower-cased, no punctuation, no English articles.
+
+  Punctuation of every script is left out, not that of ASCII alone.
+  """
+  lowered = unicodedata.normalize("NFC", text).lower()
+  dropped = set(string.punctuation)
+  kept = "".join(c for c in lowered if c not in dropped and unicodedata.category(c)[0] != "P")
+  return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def squad_exact(text: str, reference: str) -> float:
+  """1 where the texts are equal as `normal_answer` has them."""
+  return float(normal_answer(text) == normal_answer(reference))
+
+
+def f1(text: str, reference: str) -> float:
+  """Harmonic mean of precision and recall of the words that `normal_answer` leaves, as a bag."""
+  said, meant = normal_answer(text).split(), normal_answer(reference).split()
+  shared = sum((Counter(said) & Counter(meant)).values())
+  if not said or not meant:
+    return float(said == meant)
+  return 2 * shared / (len(said) + len(meant))
+
+
+# A minus is a sign where it stands behind no number, word or bracket; commas are of thousands.
+_NUMBER = re.compile(
+  r"(?P<sign>(?<![\w.,)])[-\u2212][$\u20ac\u00a3]?|[$\u20ac\u00a3][-\u2212])?"
+  r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+)
+
+
+def last_number(text: str) -> Decimal | None:
+  """The last number of a text in English notation, exact: -5, $1,234.50, .5; "5." is 5."""
+  found = list(_NUMBER.finditer(text))
+  if not found:
+    return None
+  size = Decimal(found[-1]["digits"].replace(",", ""))
+  return -size if found[-1]["sign"] else size
+
+
+def number(text: str, reference: str) -> float | None:
+  """1 where the last numbers are equal; None where the reference has none."""
+  meant = last_number(reference)
+  return None if meant is None else float(last_number(text) == meant)
+
+
+_LETTERS = (
+  re.compile(r"^\W*([A-Za-z])\W*$"),  # nothing else
+  re.compile(r"\(([A-Za-z])\)"),
+  re.compile(r"[Aa]nswer(?: is)?:? ?([A-Z])\b"),
+  re.compile(r"^\W*([A-Z])(?=[.:,)])"),
+  re.compile(r"\b([B-HJ-Z])\b"),  # A and I are words too
+  re.compile(r"\b([AI])\b"),
+)
+
+
+def answer_letter(text: str) -> str | None:
+  """The option that a text names: alone, in brackets, after "answer is", or a word by itself."""
+  matches = (pattern.search(text) for pattern in _LETTERS)
+  return next((match[1].upper() for match in matches if match), None)
+
+
+def letter(text: str, reference: str) -> float | None:
+  """1 where both name the same option; None where the reference names none."""
+  meant = answer_letter(reference)
+  return None if meant is None else float(answer_letter(text) == meant)
+
+
+def _version() -> str:
+  return importlib.metadata.version("rouge-score")
+
+
+def _rouge(kind: str) -> Metric:
+  return _Mean(
+    lambda text, reference: similarity.rouge(text, reference, kind=kind) / 100,
+    lambda: f"{kind}|fmeasure|tok:unicode|stem:no|case:lc|rouge-score:{_version()}",
+  )
+
+
+METRICS: dict[str, Metric] = {
+  "exact_match": _Mean(exact_match, lambda: "equal but for outer space|case:mixed"),
+  # Cased, 13a tokens, exponential smoothing (1804.08771).
+  "bleu": _Corpus(lambda: BLEU(force=True), least_words=_BLEU_ORDER),
+  "bleu_lowercase": _Corpus(lambda: BLEU(lowercase=True, force=True), least_words=_BLEU_ORDER),
+  "chrf": _Corpus(CHRF, least_words=1),
+  "rouge_1": _rouge("rouge1"),
+  "rouge_2": _rouge("rouge2"),
+  "rouge_l": _rouge("rougeL"),
+  # As 2308.12219 scored summaries, with the defaults of py-rouge; letters a-z and digits alone.
+  "rouge_l_paper": _Mean(
+    lambda text, reference: similarity.rouge_l_paper(text, reference) / 100,
+    lambda: f"rougeL|alpha:0.5|tok:latin|stem:porter|bytes:665|case:lc|rouge-score:{_version()}",
+  ),
+  "f1": _Mean(f1, lambda: "bag of words|SQuAD normalisation"),
+  "squad_exact": _Mean(squad_exact, lambda: "equal|SQuAD normalisation"),
+  "number": _Mean(number, lambda: "last number|exact decimal"),
+  "letter": _Mean(letter, lambda: "first answer letter"),
+}

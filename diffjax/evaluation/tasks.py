@@ -10,16 +10,14 @@ from diffjax.model import Model
 from diffjax.sampling import Sampler
 from diffjax.types import Example, Params, UserError
 
-METRICS = ("exact_match", "bleu", "rouge_l")
-
-_BLEU_ORDER = 4  # BLEU counts n-grams up to it; shorter references score 0 whatever is said
+METRICS = ("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "f1", "number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
   """Scores of one decoding, all in percent."""
 
-  scores: dict[str, dict[str, float | None]]  # task -> metric -> value, and "examples"
+  scores: dict[str, dict[str, float | None]]  # task -> metric -> value (None: unsuited), "examples"
   hypotheses: list[str]  # in the order of the examples
   bleu_signature: str
   network_calls: float  # a row's mean, over all candidates of an example
@@ -27,7 +25,7 @@ class Report:
   @property
   def mean(self) -> dict[str, float]:
     """Each metric's mean over the tasks that have it, every task weighing the same."""
-    columns = {name: [task[name] for task in self.scores.values()] for name in METRICS}
+    columns = {name: [task.get(name) for task in self.scores.values()] for name in METRICS}
     known = {name: [x for x in column if x is not None] for name, column in columns.items()}
     return {name: sum(column) / len(column) for name, column in known.items() if column}
 
@@ -79,21 +77,24 @@ def evaluate(
   by_task: dict[str, list[int]] = {}
   for number, example in enumerate(examples):
     by_task.setdefault(example.task or "all", []).append(number)
-  scores, signature = {}, ""
+  scores = {}
   for task, numbers in by_task.items():
     said = [hypotheses[n] for n in numbers]
     meant = [examples[n].targets for n in numbers]
-    bleu, signature = metrics.bleu(said, meant)
-    if max(len(text.split()) for text in meant) < _BLEU_ORDER:
-      bleu = None
-    scores[task] = {
-      "examples": len(numbers),
-      "exact_match": metrics.exact_match(said, meant),
-      "bleu": bleu,
-      "rouge_l": metrics.rouge_l(said, meant),
-    }
+    scores[task] = {"examples": len(numbers)} | scores_of(said, meant, METRICS)
   calls = sum(generation.network_calls for generation in generations) / len(generations)
-  return Report(scores, hypotheses, signature, calls)
+  return Report(scores, hypotheses, metrics.METRICS["bleu"].signature, calls)
+
+
+def scores_of(
+  texts: Sequence[str], references: Sequence[str], names: Sequence[str]
+) -> dict[str, float | None]:
+  """Metric -> value; None where these references do not suit the metric. Raises UserError."""
+  chosen = {name: metrics.METRICS[name] for name in names}
+  return {
+    name: metric.value(texts, references) if metric.suits(references) else None
+    for name, metric in chosen.items()
+  }
 
 
 def _row(

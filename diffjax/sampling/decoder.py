@@ -3,17 +3,18 @@
 import functools
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.progress import track
 
 from diffjax.diffusion import generation, likelihood, strategies, vocabulary
 from diffjax.model import Model
 from diffjax.sampling import layout, programs
-from diffjax.sampling.layout import Request, Rows, Shape
+from diffjax.sampling.layout import Request, Rows, Scored, Shape
 from diffjax.sampling.results import Generation, Score, Step
 from diffjax.sampling.settings import Settings
 from diffjax.types import GENERATOR, Array, Params
@@ -32,23 +33,39 @@ class Run(NamedTuple):
   trace: bool = False
   ends: bool = False  # whether a revealed </s> ends its row
   progress: str = ""
+  mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one computes all
 
 
 class Decoder:
-  """The compiled programs of a model, and what runs them; several threads may share it."""
+  """The compiled programs of a model, and what runs them; several threads may share it.
+
+  Batches with a row for every local device are split over all of them.
+  """
 
   def __init__(self, model: Model):
     """Compiles nothing yet."""
     self._model = model
     self._watchers: dict[int, queue.SimpleQueue] = {}
     self._lock = threading.Lock()
+    self._copies: Params | None = None  # the model's own parameters, on every device
+    part, over = functools.partial, programs.over_devices
+    decode = part(programs.decode, model=model, watch=self._watch)
     self._decode = jax.jit(
-      functools.partial(programs.decode, model=model, watch=self._watch), static_argnames="pattern"
+      over(decode, split=(1,), out_specs=programs.SPLIT_DECODED),
+      static_argnames=("pattern", "mesh"),
     )
     self._predict_lengths = jax.jit(
-      functools.partial(programs.predict_lengths, model=model), static_argnames="beam"
+      over(
+        part(programs.predict_lengths, model=model),
+        split=(1, 2, 3),
+        out_specs=programs.SPLIT_LENGTHS,
+      ),
+      static_argnames=("beam", "mesh"),
     )
-    self._score = jax.jit(functools.partial(programs.score, model=model))
+    self._score = jax.jit(
+      over(part(programs.score, model=model), split=(1,), out_specs=programs.SPLIT_SCORES),
+      static_argnames="mesh",
+    )
 
   @property
   def programs(self) -> int:
@@ -56,17 +73,32 @@ class Decoder:
     return self._decode._cache_size()
 
   def plan(
-    self, lengths: Sequence[int], canvases: Sequence[int], *, batch_size: int, strict: bool
+    self, lengths: Sequence[int], canvases: Sequence[int], how: Run
   ) -> list[tuple[list[int], Shape]]:
-    """layout.plan_batches for this model."""
+    """layout.plan_batches for this model; all shapes have as many rows."""
     return layout.plan_batches(
       lengths,
       canvases,
-      batch_size=batch_size,
+      batch_size=how.batch_size,
       max_positions=self._model.config.max_positions,
-      strict=strict,
+      strict=how.strict,
       multiple=max(1, self._model.contract.block_size),
+      devices=len(programs.devices_for(how.params)),
     )
+
+  def _spread(self, how: Run, batches: Sequence[tuple[list[int], Shape]]) -> Run:
+    """With its parameters on all devices, if there are several and rows enough for all."""
+    devices = programs.devices_for(how.params)
+    if len(devices) == 1 or not batches or batches[0][1].rows < len(devices):
+      return how
+    mesh = programs.rows_mesh(devices)
+    place = lambda: jax.device_put(how.params, NamedSharding(mesh, PartitionSpec()))
+    if how.params is not self._model.params:  # of a step of training: not to be kept
+      return how._replace(params=place(), mesh=mesh)
+    with self._lock:
+      if self._copies is None:
+        self._copies = place()
+      return how._replace(params=self._copies, mesh=mesh)
 
   def predict_lengths(
     self, prompts: Sequence[Sequence[int]], room: Sequence[int], how: Run
@@ -77,15 +109,16 @@ class Decoder:
     ids = [[contract.bos_id, *prompt] for prompt in prompts]
     blank = lambda row: Request(row, np.arange(0), np.zeros(4, np.uint32), False)
     sizes: list[list[int]] = [[] for _ in prompts]
-    batches = self.plan(
-      [len(row) for row in ids], [1] * len(ids), batch_size=how.batch_size, strict=how.strict
-    )
+    batches = self.plan([len(row) for row in ids], [1] * len(ids), how)
+    how = self._spread(how, batches)
     for members, shape in batches:
       rows = layout.lay_out([blank(ids[i]) for i in members], shape, pad_id=contract.pad_id)
       space = np.ones(shape.rows, np.int32)
       space[: len(members)] = [room[i] for i in members]
       found, counts = jax.device_get(
-        self._predict_lengths(how.params, rows.tokens, rows.segments, space, beam=beam)
+        self._predict_lengths(
+          how.params, rows.tokens, rows.segments, space, beam=beam, mesh=how.mesh
+        )
       )
       for row, member in enumerate(members):
         sizes[member] = found[row, : counts[row]].tolist()
@@ -97,11 +130,10 @@ class Decoder:
     batches = self.plan(
       [len(request.ids) for request, *_ in requests],
       [len(request.canvas) for request, *_ in requests],
-      batch_size=how.batch_size,
-      strict=how.strict,
+      how,
     )
-    hidden = not how.progress
-    for members, shape in track(batches, how.progress, transient=True, disable=hidden):
+    how = self._spread(how, batches)
+    for members, shape in _track(batches, how):
       sides = self._lay_out([requests[i] for i in members], shape)
       decoded = jax.device_get(self._call(sides, how))
       for row, member in enumerate(members):
@@ -118,7 +150,7 @@ class Decoder:
 
     def work() -> None:
       size = len(request[0].canvas)
-      ((_, shape),) = self.plan([len(request[0].ids)], [size], batch_size=1, strict=False)
+      ((_, shape),) = self.plan([len(request[0].ids)], [size], how)  # of one row: on one device
       try:
         jax.block_until_ready(self._call(self._lay_out([request], shape), how, watcher=watcher))
         jax.effects_barrier()
@@ -138,37 +170,40 @@ class Decoder:
       if item.active[0]:
         yield self._step(item.tokens[0, :size], item.masked[0, :size], item.scores[0, :size])
 
-  def score(self, request: Request, *, samples: int, seed: int, batch_size: int) -> Score:
-    """How likely the canvas of a request is as it stands."""
+  def score(self, requests: Sequence[Request], *, samples: int, how: Run) -> list[Score]:
+    """How likely the canvas of each request is as it stands; rows of several share a batch."""
     contract = self._model.contract
-    target = np.isin(np.arange(len(request.ids)), request.canvas)
-    if not contract.denoises:
-      samples = 1
-    plan = likelihood.plan(target, samples=samples, block_size=contract.block_size)
-    rows = len(plan.scored) if contract.denoises else 1
-    values = np.zeros(rows, np.float32)
-    (_, shape), *_ = self.plan(
-      [len(request.ids)], [len(request.canvas)], batch_size=batch_size, strict=True
-    )
-    for start in range(0, rows, batch_size):
-      members = range(start, min(start + batch_size, rows))
-      requests = [
-        request._replace(key_words=layout.sample_words(request.key_words, n)) for n in members
-      ]
-      scored = np.zeros((shape.rows, shape.length), bool)
-      scored[: len(members), : len(target)] = plan.scored[members]
-      low, high = np.zeros((2, shape.rows), np.float32)
-      low[: len(members)], high[: len(members)] = plan.low[members], plan.high[members]
-      (laid,) = self._lay_out([(one,) for one in requests], shape)
-      key = jax.random.key(seed, impl=GENERATOR)
-      found = jax.device_get(self._score(self._model.params, laid, scored, low, high, key))
+    samples = samples if contract.denoises else 1
+    plans = []
+    for request in requests:
+      target = np.isin(np.arange(len(request.ids)), request.canvas)
+      if contract.denoises:
+        plans.append(likelihood.plan(target, samples=samples, block_size=contract.block_size))
+      else:
+        plans.append(likelihood.Plan(target[None], 1, np.ones(1)))
+    counts = [plan.count for plan in plans]
+    owners = np.repeat(np.arange(len(plans)), counts)
+    numbers = np.concatenate([np.arange(count) for count in [0, *counts]])
+    batches = self.plan([len(requests[owner].ids) for owner in owners], [1] * len(owners), how)
+    how = self._spread(how, batches)
+    key = jax.random.key(how.seed, impl=GENERATOR)
+    values = np.zeros(len(owners), np.float32)
+    for members, shape in _track(batches, how):
+      rows = layout.blank_scored(shape, pad_id=contract.pad_id)
+      for row, member in enumerate(members):
+        owner = owners[member]
+        _write_scored(rows, row, requests[owner], plans[owner], numbers[member])
+      found = jax.device_get(self._score(how.params, rows, key, mesh=how.mesh))
       values[members] = found[: len(members)]
-    if not contract.denoises:
-      return Score(float(values[0]), 0.0, len(request.canvas))
-    return Score(*likelihood.estimate(values, blocks=plan.blocks), len(request.canvas))
+    ends = np.cumsum(counts)
+    return [
+      Score(*likelihood.estimate(values[end - plan.count : end], plan), len(request.canvas))
+      for request, plan, end in zip(requests, plans, ends, strict=True)
+    ]
 
   def compile(self, request: Sides, shape: Shape, how: Run) -> None:
     """Compiles what requests of a shape need, and fills nothing."""
+    how = self._spread(how, [([], shape)])
     sides = self._lay_out([request], shape)
     self._call(tuple(rows._replace(real=np.zeros_like(rows.real)) for rows in sides), how)
 
@@ -200,8 +235,9 @@ class Decoder:
     guidance = np.float32(settings.guidance) if settings.guidance else None
     key = jax.random.key(how.seed, impl=GENERATOR)
     return self._decode(
-      how.params, sides, key, strategy, draw, guidance, np.int32(watcher), pattern=pattern
-    )
+      how.params, sides, key, strategy, draw, guidance, np.int32(watcher), pattern=pattern,
+      mesh=how.mesh,
+    )  # fmt: skip
 
   def _watch(self, watcher: Array, step: generation.Trace) -> None:
     """Called by the compiled program, on a thread of its own."""
@@ -253,3 +289,24 @@ class Decoder:
       for id_, hidden in zip(ids.tolist(), masked.tolist(), strict=True)
     ]
     return Step(tokens, masked.tolist(), scores.tolist(), ids.tolist())
+
+
+def _track(
+  batches: Sequence[tuple[list[int], Shape]], how: Run
+) -> Iterable[tuple[list[int], Shape]]:
+  """The batches, with a progress bar where one was asked for."""
+  return track(batches, how.progress, transient=True, disable=not how.progress)
+
+
+def _write_scored(
+  rows: Scored, row: int, request: Request, plan: likelihood.Plan, number: int
+) -> None:
+  """Row `number` of a plan into row `row` of a batch."""
+  size = len(request.ids)
+  scored, low, high = plan.rows(np.asarray([number]))
+  rows.tokens[row, :size] = request.ids
+  rows.segments[row, :size] = 1
+  rows.answer[row, request.canvas] = True
+  rows.scored[row, :size] = scored[0]
+  rows.low[row], rows.high[row] = low[0], high[0]
+  rows.key_words[row] = layout.sample_words(request.key_words, number)

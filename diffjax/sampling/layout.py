@@ -46,6 +46,18 @@ class Rows(NamedTuple):
   key_words: np.ndarray  # uint32[B, 4]
 
 
+class Scored(NamedTuple):
+  """Rows as the program takes them that says how likely their canvases are as they stand."""
+
+  tokens: np.ndarray  # int32[B, L]
+  segments: np.ndarray  # int32[B, L]
+  answer: np.ndarray  # bool[B, L]   the canvas
+  scored: np.ndarray  # bool[B, L]   what of it may be masked in this row, see likelihood.samples
+  low: np.ndarray  # float32[B]
+  high: np.ndarray  # float32[B]
+  key_words: np.ndarray  # uint32[B, 4]
+
+
 def framed(prompt: Sequence[int], size: int, contract: Contract) -> tuple[list[int], np.ndarray]:
   """`<s> prompt canvas </s>`, without </s> where the model predicts the end; and the canvas."""
   end = [contract.eos_id] if contract.end == "given" else []
@@ -77,6 +89,20 @@ def lay_out(requests: Sequence[Request], shape: Shape, *, pad_id: int) -> Rows:
   return rows
 
 
+def blank_scored(shape: Shape, *, pad_id: int) -> Scored:
+  """Rows of padding alone, to be written over."""
+  grid = (shape.rows, shape.length)
+  return Scored(
+    tokens=np.full(grid, pad_id, np.int32),
+    segments=np.zeros(grid, np.int32),
+    answer=np.zeros(grid, bool),
+    scored=np.zeros(grid, bool),
+    low=np.zeros(shape.rows, np.float32),
+    high=np.zeros(shape.rows, np.float32),
+    key_words=np.zeros((shape.rows, 4), np.uint32),
+  )
+
+
 def plan_batches(
   lengths: Sequence[int],
   canvases: Sequence[int],
@@ -85,6 +111,7 @@ def plan_batches(
   max_positions: int,
   strict: bool,
   multiple: int = 1,
+  devices: int = 1,
 ) -> list[tuple[list[int], Shape]]:
   """Groups rows of given lengths and canvas sizes into batches of few shapes.
 
@@ -96,6 +123,8 @@ def plan_batches(
     strict: whether a row keeps to its own buckets and every batch has batch_size rows, so that a
       row's shape depends on nothing but itself.
     multiple: of a shape's canvas, where it is filled in blocks.
+    devices: that share the rows of a batch, if there is at least one row for each; its rows are
+      then a multiple of them.
 
   Returns:
     The rows of each batch, as indices into `lengths`, and its shape. Every row occurs once.
@@ -118,6 +147,8 @@ def plan_batches(
       # A last batch that is not full reuses the program of the others.
       full = strict or len(group) > batch_size
       rows = batch_size if full else min(batch_size, _power_of_two(len(members), 1))
+      if rows > devices:
+        rows = -(-rows // devices) * devices
       length, canvas = (max(buckets[i][axis] for i in members) for axis in (0, 1))
       batches.append((members, Shape(rows, length, canvas)))
   return batches

@@ -1,17 +1,71 @@
-"""The compiled programs: parameters and strategy are traced, so neither recompiles."""
+"""The compiled programs: parameters and strategy are traced, so neither recompiles.
+
+Where there are several devices, each runs a program of its own on its share of the rows, with a
+whole copy of the parameters: rows need nothing of each other, and a device whose rows are final
+waits for nobody.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import io_callback
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from diffjax.diffusion import generation, likelihood, strategies, vocabulary
 from diffjax.model import Model
-from diffjax.sampling.layout import Rows
+from diffjax.sampling.layout import Rows, Scored
 from diffjax.types import Array, Params
+
+ROWS = "rows"  # the one axis of the mesh whose devices share a batch
+_BY_ROW = P(ROWS)
+SPLIT_DECODED = generation.Decoded(_BY_ROW, _BY_ROW, _BY_ROW, P(), P(None, ROWS))
+SPLIT_SCORES = _BY_ROW
+SPLIT_LENGTHS = (_BY_ROW, _BY_ROW)
+
+
+def devices_for(params: Params) -> list[jax.Device]:
+  """Those that can share the rows: all local ones of the kind that the parameters lie on.
+
+  Parameters that already lie on several devices, as in training, stay as they are, and XLA
+  arranges the work: then it is one.
+  """
+  leaf = jax.tree.leaves(params)[0]
+  lie_on = leaf.devices() if isinstance(leaf, jax.Array) else {jax.local_devices()[0]}
+  home = next(iter(lie_on))
+  return [home] if len(lie_on) > 1 else jax.local_devices(backend=home.platform)
+
+
+def rows_mesh(devices: list[jax.Device]) -> Mesh:
+  """The devices that share the rows of a batch."""
+  return Mesh(np.asarray(devices), (ROWS,))
+
+
+def over_devices(
+  program: Callable[..., Any], *, split: tuple[int, ...], out_specs: Any
+) -> Callable[..., Any]:
+  """A program that takes a static `mesh` too, over whose devices its rows are split; None: one.
+
+  Args:
+    program: of positional arrays, and static arguments by name.
+    split: which of its arguments have rows, on their leading axes; the others are whole everywhere.
+    out_specs: how what it returns is split.
+  """
+
+  def run(*arguments: Any, mesh: Mesh | None, **static: Any) -> Any:
+    bound = functools.partial(program, **static)
+    if mesh is None:
+      return bound(*arguments)
+    specs = tuple(_BY_ROW if n in split else P() for n in range(len(arguments)))
+    # What is whole everywhere is carried through loops beside what is split: nothing to check.
+    mapped = jax.shard_map(bound, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+    return mapped(*arguments)
+
+  return run
 
 
 class Pattern(NamedTuple):
@@ -48,6 +102,9 @@ def decode(
     model: the network; its own parameters are not used.
     pattern: static.
     watch: called on the host with (watcher, step) where the pattern is watched.
+
+  Returns:
+    What was decoded; its `network_calls` are those of one device.
   """
   contract = model.contract
   keys = _row_keys(seed_key, sides[0].key_words)
@@ -95,34 +152,25 @@ def can_store(params: Params, rows: Rows, *, model: Model) -> bool:
   return offers[0]
 
 
-def score(
-  params: Params,
-  rows: Rows,
-  scored: Array,
-  low: Array,
-  high: Array,
-  seed_key: Array,
-  *,
-  model: Model,
-) -> Array:
+def score(params: Params, rows: Scored, seed_key: Array, *, model: Model) -> Array:
   """One sample of the bound on a target's log-likelihood from every row, float32[B].
 
   Of a causal model without a mask, the exact log-likelihood.
 
   Args:
-    params: the model's.
-    rows: the target is in place on the canvas.
-    scored, low, high: see likelihood.samples.
+    params: the model's, or others for the same network.
+    rows: their canvases hold the targets.
     seed_key: a row's key is this one, folded with its words.
     model: the network; its own parameters are not used.
   """
   contract, chunk = model.contract, model.compute.vocabulary_chunk
   denoiser = model.denoiser(rows.segments, params=params, canvas=rows.answer)
   if not contract.denoises:
-    exact = likelihood.log_likelihoods(denoiser, rows.tokens, rows.tokens, scored, chunk=chunk)
+    tokens = rows.tokens
+    exact = likelihood.log_likelihoods(denoiser, tokens, tokens, rows.scored, chunk=chunk)
     return exact.sum(-1)
   return likelihood.samples(
-    denoiser, _row_keys(seed_key, rows.key_words), rows.tokens, scored, low, high,
+    denoiser, _row_keys(seed_key, rows.key_words), rows.tokens, rows.scored, rows.low, rows.high,
     mask_id=contract.mask_id, chunk=chunk,
   )  # fmt: skip
 

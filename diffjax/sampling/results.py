@@ -40,6 +40,6 @@ class Generation:
 class Score(NamedTuple):
   """How likely a target is."""
 
-  log_likelihood: float  # nats; a lower bound, or exact where standard_error is 0
-  standard_error: float  # of the bound's estimate
+  log_likelihood: float  # nats; a lower bound; exact of one token, and of a causal model
+  standard_error: float  # of the bound's estimate; 0 where nothing was drawn
   tokens: int  # of the target, with its </s>

@@ -40,6 +40,9 @@ class Sampler:
   canvases up to 64, compiles 6 x 6 x 4 programs at most (rows 1 ... 32, row lengths 32 ... 1024,
   canvases 8 ... 64), and with `strict` 6 x 4.
 
+  Batches with a row for every local device are split over all of them; a number of devices counts
+  as part of the shape.
+
   May be used from several threads at once.
   """
 
@@ -124,7 +127,8 @@ class Sampler:
         that its own length and canvas ask for, with `batch_size` rows. Otherwise rows may share a
         larger shape, which changes scores by float rounding.
       progress: what a progress bar with ETA is labelled; empty shows none.
-      batch_size: rows computed at a time; every candidate of a prompt is a row.
+      batch_size: rows computed at a time, on all devices together, rounded up to a multiple of
+        these; every candidate of a prompt is a row.
       repeats: of each prompt, how many equal ones came in earlier calls that this one continues;
         they are counted with those in the list.
       **changes: fields of Settings, such as num_steps=20 or temperature=0.7.
@@ -138,7 +142,7 @@ class Sampler:
     for number, text in enumerate(texts, 1):
       checks.check_text(text, f"prompt {number}")
     return self.generate_ids(
-      [tokenizer.encode(text) for text in texts],
+      [features.prompt_ids(text, tokenizer, self.model.contract) for text in texts],
       lengths=lengths,
       preset=preset,
       seed=seed,
@@ -218,7 +222,7 @@ class Sampler:
     settings = self.settings(preset, **changes)
     self._check_beam(changes, given=lengths is not None)
     checks.check_text(prompt, "the prompt")
-    ids = self._tokenizer().encode(prompt)
+    ids = features.prompt_ids(prompt, self._tokenizer(), self.model.contract)
     how = self._run(settings, seed=seed)
     (sizes,) = self._sizes([ids], lengths, how)
     if len(sizes) * settings.num_samples > 1:
@@ -293,8 +297,8 @@ class Sampler:
   ) -> Score:
     """How likely a target is after a prompt: a lower bound of log p, with its standard error.
 
-    See diffusion/likelihood.py: exact-count masking (2502.09992), stratified. Exact for a target
-    of one token, and for a causal model without a mask.
+    See diffusion/likelihood.py: exact-count masking (2502.09992), stratified; all masks of a short
+    target. Exact for a target of one token, and for a causal model without a mask.
 
     Args:
       prompt: may be empty.
@@ -306,23 +310,84 @@ class Sampler:
     Raises:
       UserError: an empty target, or one that does not fit the model with its prompt.
     """
-    checks.check_batch(batch_size)
-    checks.check_seed(seed)
+    (score,) = self.score_many(
+      [prompt], [target], samples=samples, seed=seed, batch_size=batch_size
+    )
+    return score
+
+  def score_many(
+    self,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    samples: int = 128,
+    seed: int = 0,
+    batch_size: int = _BATCH_SIZE,
+    progress: str = "",
+    too_long: features.TooLong = "drop",
+  ) -> list[Score]:
+    """`score` of many pairs, whose rows share batches; each is bit-equal to its score alone.
+
+    Args:
+      prompts, targets: one of each for every pair.
+      samples, seed, batch_size: as in `score`; a pair's masks depend on the seed and its own ids.
+      progress: what a progress bar with ETA is labelled; empty shows none.
+      too_long: what is kept of a prompt that does not fit (see features.encode); with "drop" it is
+        an error.
+
+    Raises:
+      UserError: as `score`, or not as many targets as prompts.
+    """
+    tokenizer, longest = self._tokenizer(), self.model.config.max_positions
+    if len(prompts) != len(targets):
+      raise UserError(f"{len(prompts)} prompts and {len(targets)} targets; give one for each")
+    rows = []
+    for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), 1):
+      checks.check_text(target, f"target {number}")
+      row = features.encode(
+        Example(prompt, target), tokenizer, self.model.contract, max_length=longest,
+        too_long=too_long,
+      )  # fmt: skip
+      if row is None:
+        raise UserError(
+          f"prompt and target {number} have more tokens than the model has positions, {longest}; "
+          f"shorten either"
+        )
+      rows.append(row)
+    return self.score_rows(
+      rows, samples=samples, seed=seed, batch_size=batch_size, progress=progress
+    )
+
+  def score_rows(
+    self,
+    rows: Sequence[features.Row],
+    *,
+    samples: int = 128,
+    seed: int = 0,
+    batch_size: int = _BATCH_SIZE,
+    progress: str = "",
+  ) -> list[Score]:
+    """`score_many` of pairs that are already ids: each row `<s> prompt target </s>`.
+
+    Args:
+      rows: everything from its `canvas_start` on is the target.
+      samples, seed, batch_size, progress: as in `score_many`.
+
+    Raises:
+      UserError: a row is longer than the model, or has an id that its vocabulary does not have.
+    """
     checks.check_count("samples", samples)
-    checks.check_text(target, "the target")
-    row = features.encode(
-      Example(prompt, target), self._tokenizer(), self.model.contract,
-      max_length=self.model.config.max_positions, too_long="drop",
-    )  # fmt: skip
-    if row is None:
-      raise UserError(
-        f"prompt and target have more tokens than the model has positions, "
-        f"{self.model.config.max_positions}; shorten either"
-      )
-    ids = row.tokens.tolist()
-    canvas, words = np.arange(row.canvas_start, len(ids)), layout.key_words([ids])[0]
-    request = layout.Request(ids, canvas, words, closed=False)
-    return self._decoder.score(request, samples=samples, seed=seed, batch_size=batch_size)
+    how = self._run(
+      self.settings(), seed=seed, batch_size=batch_size, strict=True, progress=progress
+    )
+    ids = [row.tokens.tolist() for row in rows]
+    checks.check_ids(ids, self.model.config.vocab_size)
+    asked = []
+    for row, tokens in zip(rows, ids, strict=True):
+      checks.check_fits(len(tokens), self.model.config.max_positions, "a row")
+      canvas, words = np.arange(row.canvas_start, len(tokens)), layout.key_words([tokens])[0]
+      asked.append(layout.Request(tokens, canvas, words, closed=False))
+    return self._decoder.score(asked, samples=samples, how=how)
 
   def warm_up(
     self,
@@ -358,14 +423,14 @@ class Sampler:
     pairs = [pair for pair in pairs if pair[0] <= longest]
     if not pairs:
       return []
-    planned = self._decoder.plan(*zip(*pairs, strict=True), batch_size=batch_size, strict=True)
+    how = how._replace(strict=True)
+    planned = self._decoder.plan(*zip(*pairs, strict=True), how)
     shapes = list(dict.fromkeys(shape for _, shape in planned))
     blank = self._sides([], 1, np.zeros(4, np.uint32), how.settings)
     for shape in shapes:
       self._decoder.compile(blank, shape, how)
     if self.model.config.length_classes:
       fitting = [[contract.bos_id] * n for n in prompt_tokens if n < longest]
-      how = how._replace(strict=True)
       self._decoder.predict_lengths(fitting, [1] * len(fitting), how)
     return shapes
 

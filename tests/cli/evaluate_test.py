@@ -1,4 +1,4 @@
-"""`diffjax evaluate` over a run's held-out examples, with a small model in place of the run's."""
+"""`diffjax evaluate`, with a small model in place of the run's: splits, suites, files, mistakes."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import pytest
 from diffjax import model as models
 from diffjax.cli import evaluate, main
 from diffjax.config import Contract, DataConfig, ExperimentConfig, ModelConfig, SourceConfig
+from diffjax.data import generator
 from diffjax.models import transformer
 from diffjax.sampling import Sampler
 from diffjax.types import UserError
@@ -71,20 +72,31 @@ def command(model, tmp_path, monkeypatch):
   return execute
 
 
-def test_every_number_of_steps_has_a_table_and_an_entry(command, model, tmp_path, capsys):
-  output = tmp_path / "scores.json"
-  command("--num-steps=1,3", f"--output={output}", "--batch-size=4")
+def read(directory):
+  """The results of a report, each with its lines."""
+  results = json.loads((directory / "report.json").read_text())["results"]
+  for result in results:
+    lines = (directory / result["predictions"]).read_text().splitlines()
+    result["lines"] = [json.loads(line) for line in lines]
+  return results
+
+
+def test_every_number_of_steps_has_a_table_and_a_result(command, model, tmp_path, capsys):
+  command("--num-steps=1,3", "--batch-size=4")
   shown = capsys.readouterr().out
-  assert "3 of 4 examples, 1 too long, gold length" in shown
+  assert "test, 0-shot: 4 of 4 examples" in shown
   for steps in (1, 3):
-    assert f"\n{steps} steps, reparam-uncond-deterministic-cosine, " in shown
-  assert "tok:13a" in shown
-  one, three = json.loads(output.read_text())
+    assert f"{steps} steps, reparam-uncond-deterministic-cosine, gold length, " in shown
+  assert "3 examples, 0 truncated, 1 left out" in shown
+  one, three = read(tmp_path / "run/evaluation")
   assert (one["settings"]["num_steps"], three["settings"]["num_steps"]) == (1, 3)
   assert one["network_calls"] == 1
-  assert {task: scores["examples"] for task, scores in three["scores"].items()} == {
+  assert {group: scored["examples"] for group, scored in three["groups"].items()} == {
     "words": 2, "digits": 1,
   }  # fmt: skip
+  assert one["metric"] == "exact_match"
+  assert {"exact_match", "chrf", "rouge_l", "f1"} <= set(one["scores"])
+  assert not {"bleu", "number"} & set(one["scores"])  # words, and only one number
   kept = [record for record in RECORDS if len(record["inputs"]) < 40]
   answers = Sampler(model).generate(
     [record["inputs"] for record in kept],
@@ -92,19 +104,122 @@ def test_every_number_of_steps_has_a_table_and_an_entry(command, model, tmp_path
     num_steps=3,
     batch_size=4,
   )
-  assert three["hypotheses"] == [answer.text for answer in answers]
+  assert [line["prediction"] for line in three["lines"]] == [answer.text for answer in answers]
+  for line, answer in zip(three["lines"], answers, strict=True):
+    assert line["log_probability"] == pytest.approx(answer.total, rel=1e-5)
+  assert (tmp_path / "run/evaluation/index.html").is_file()
+  report = json.loads((tmp_path / "run/evaluation/report.json").read_text())
+  assert report["model"]["process"] == "absorbing"
+  assert report["model"]["training_steps"] == 3
+  assert report["model"]["mixture"] == list(generator.TASKS)
+  assert report["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(model.params))
 
 
-def test_predicted_lengths_and_a_limit(command, model, tmp_path, capsys):
-  output = tmp_path / "scores.json"
+def test_predicted_lengths_and_a_limit(command, model, tmp_path):
+  out = tmp_path / "out"
+  command("--num-steps=1", "--length=predicted", "--length-beam=2", "--limit=2", f"--out={out}",
+          "--too-long=keep_end")  # fmt: skip
+  (result,) = read(out)
+  assert (result["length"], result["examples"], result["truncated"]) == ("predicted", 2, 1)
+  answers = Sampler(model).generate(["eins"], num_steps=1, length_beam=2)
+  assert result["lines"][0]["prediction"] == answers[0].text
+  assert result["network_calls"] == 2
+
+
+def test_the_same_command_again_answers_nothing_again(command, tmp_path, monkeypatch):
+  command("--num-steps=1", "--batch-size=4")
+  before = read(tmp_path / "run/evaluation")
+  monkeypatch.setattr(Sampler, "generate_ids", lambda *_, **__: pytest.fail("was asked"))
+  command("--num-steps=1", "--batch-size=4")
+  assert read(tmp_path / "run/evaluation") == before
+
+
+@pytest.fixture
+def suite(tmp_path):
+  """Two subjects of MMLU, with short questions."""
+  folder = tmp_path / "files/instruct"
+  folder.mkdir(parents=True)
+  record = lambda n: {"inputs": f"Q{n}? (A) x (B) y A:", "targets": "AB"[n % 2]}
+  for shots in (0, 2):
+    text = "".join(json.dumps(record(n)) + "\n" for n in range(4))
+    (folder / f"mmlu.{shots}-shot.full.jsonl").write_text(text)
+  subjects = json.dumps(["law", "law", "art", "art"])
+  (folder / "mmlu.0-shot.index2subject.json").write_text(subjects)
+  return f"--data-dir={folder.parent}"
+
+
+def test_a_suite_has_its_own_steps_and_every_number_of_shots(command, suite, tmp_path, capsys):
+  command("--tasks=mmlu", suite, "--shots=0,2", f"--out={tmp_path / 'out'}")
+  results = read(tmp_path / "out")
+  assert [(one["shots"], one["num_steps"], one["length"]) for one in results] == [
+    (0, 1, "gold"), (2, 1, "gold"),
+  ]  # fmt: skip
+  assert results[0]["examples_in_paper"] == {"": 1531}
+  assert "the paper's file has 1531" in capsys.readouterr().out
+  assert list(results[0]["groups"]) == ["art", "law"]
+  assert all(len(line["prediction"]) <= 1 for line in results[0]["lines"])
+
+
+def test_options_are_compared_by_likelihood(command, model, suite, tmp_path):
   command(
-    "--num-steps=1", "--length=predicted", "--length-beam=2", "--limit=2", f"--output={output}"
+    "--tasks=mmlu",
+    suite,
+    "--choose=likelihood",
+    "--samples=4",
+    "--batch-size=4",
+    f"--out={tmp_path / 'out'}",
   )
-  assert "2 of 4 examples, 1 too long, predicted length" in capsys.readouterr().out
-  (entry,) = json.loads(output.read_text())
-  answers = Sampler(model).generate(["eins", "zwei"], num_steps=1, length_beam=2)
-  assert entry["hypotheses"] == [answer.text for answer in answers]
-  assert entry["network_calls"] == 2
+  (result,) = read(tmp_path / "out")
+  assert result["settings"] == {"strategy": "likelihood", "num_steps": 4}
+  sampler = Sampler(model)
+  for line in result["lines"]:
+    scores = [sampler.score(line["prompt"], letter, samples=4).log_likelihood for letter in "AB"]
+    assert line["prediction"] == "AB"[scores.index(max(scores))]
+    assert line["log_probability"] == pytest.approx(max(scores), rel=1e-4)
+
+
+def test_any_file_by_any_metric(command, tmp_path):
+  data, text = tmp_path / "sums.jsonl", tmp_path / "plain.txt"
+  data.write_text(json.dumps({"inputs": "1 + 1", "targets": "so it is 2"}) + "\n")
+  text.write_text("first line\nanother line\n")
+  out = f"--out={tmp_path / 'out'}"
+  command(f"--data={data}", "--metric=number", "--num-steps=1", out)
+  command(f"--data={text}", "--samples=2", "--batch-size=4", out)
+  numbers, plain = read(tmp_path / "out")
+  assert (numbers["task"], numbers["metric"], list(numbers["scores"])) == (
+    "sums.jsonl", "number", ["number"],
+  )  # fmt: skip
+  assert plain["metric"] == "likelihood"
+  assert set(plain["scores"]) == {
+    "bits_per_byte", "bits_per_character", "nats_per_token", "perplexity",
+  }  # fmt: skip
+  assert plain["lines"][0]["tokens"] == len("first line") + 1
+
+
+def test_records_of_a_file_are_rendered_with_shots(command, tmp_path):
+  data, train = tmp_path / "maths.jsonl", tmp_path / "train.jsonl"
+  record = lambda n: json.dumps({"question": f"Q{n}?", "answer": f"#### {n}"}) + "\n"
+  data.write_text(record(1))
+  train.write_text("".join(map(record, range(2, 6))))
+  command(f"--data={data}", "--task=maths", f"--demonstrations={train}", "--shots=2",
+          "--num-steps=1", f"--out={tmp_path / 'out'}")  # fmt: skip
+  (result,) = read(tmp_path / "out")
+  assert (result["metric"], result["shots"]) == ("number", 2)
+  assert result["lines"][0]["prompt"].count("Question:") == 3
+
+
+def test_an_autoregressive_model_writes_from_left_to_right(command, model, tmp_path, monkeypatch):
+  contract = dataclasses.replace(CONTRACT, mask_id=-1, attention="causal", output_shift=1)
+  control = dataclasses.replace(model, contract=contract)
+  monkeypatch.setattr(models, "load", lambda directory: control)
+  command("--num-steps=1", f"--out={tmp_path / 'out'}")
+  (result,) = read(tmp_path / "out")
+  assert result["settings"]["strategy"] == "left_to_right"
+  report = json.loads((tmp_path / "out/report.json").read_text())
+  assert report["model"]["process"] == "next_token"
+  # One call for the prompt's first token, and one for each further one, up to a </s>.
+  for line in result["lines"]:
+    assert 1 <= line["network_calls"] <= len(line["reference"]) + 2
 
 
 @pytest.mark.parametrize(
@@ -112,26 +227,51 @@ def test_predicted_lengths_and_a_limit(command, model, tmp_path, capsys):
   [
     (["--num-steps=1,x"], "--num-steps '1,x' must be whole numbers"),
     (["--num-steps=0"], "--num-steps '0' must be whole numbers >= 1"),
+    (["--shots=-1"], "--shots '-1' must be whole numbers >= 0"),
     (["--length-beam=5"], "--length-beam 5 tries predicted lengths; give --length=predicted"),
+    (["--length=long"], "--length 'long' must be gold, predicted"),
     (["--temperature=-1"], "temperature = -1.0 must be"),
     (["--preset=lama"], "did you mean 'llada'"),
     (["--batch-size=0"], "batch_size = 0 must be"),
+    (["--samples=0"], "--samples = 0 must be"),
     (["--seed=-1"], "seed = -1 must be"),
     (["--limit=-1"], "--limit -1 must be"),
-    (["--output=."], "--output . is a folder"),
-    (["--output=no/such/scores.json"], "the folder does not exist"),
+    (["--share=4/4"], "--share '4/4' must be K/N"),
+    (["--tasks=mmlu,gsm8"], "did you mean 'gsm8k'"),
+    (["--metric=bleau"], "did you mean 'bleu'"),
+    (["--tasks=mmlu", "--data=x.jsonl"], "--tasks and --data: give one"),
+    (["--task=maths"], "--task belongs to --data FILE"),
+    (["--out={file}"], "is a file; name a folder"),
   ],
 )
-def test_mistakes_are_one_line_before_the_model_is_read(command, monkeypatch, words, message):
+def test_mistakes_are_one_line_before_the_model_is_read(
+  command, monkeypatch, tmp_path, words, message
+):
   monkeypatch.setattr(models, "load", lambda directory: pytest.fail("was read"))
   with pytest.raises(UserError, match=message) as error:
-    command(*words)
+    command(*(word.format(file=tmp_path / "test.jsonl") for word in words))
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--split=validation"], r"names no data\.validation"),
+    (["--shots=1"], "name what renders records"),
+    (["--data={file}"], "say with --metric"),
+    (["--data={file}", "--metric=number"], "has none of what this metric compares"),
+    (["--data={file}x", "--metric=bleu"], "is plain text, which answers nothing"),
+    (["--data={file}", "--task=math", "--metric=bleu"], "did you mean 'maths'"),
+    (["--tasks=mmlu", "--data-dir=no/such"], "no/such has no instruct/mmlu.0-shot.full.jsonl"),
+  ],
+)
+def test_mistakes_about_data_are_one_line(command, tmp_path, words, message):
+  with pytest.raises(UserError, match=message) as error:
+    command(*(word.format(file=tmp_path / "test.jsonl") for word in words))
   assert "\n" not in str(error.value)
 
 
 def test_without_an_example_there_is_nothing_to_score(command, tmp_path):
   (tmp_path / "test.jsonl").write_text(json.dumps(RECORDS[2]) + "\n")
-  with pytest.raises(UserError, match=r"data\.test of .* has no example that fits"):
+  with pytest.raises(UserError, match="none of its 1 examples fits 40 positions"):
     command()
-  with pytest.raises(UserError, match=r"names no data\.validation"):
-    command("--split=validation")

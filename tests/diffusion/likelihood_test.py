@@ -100,10 +100,16 @@ def values_of(table, seed, scored, low, high) -> np.ndarray:
   return np.asarray(values)[:rows]
 
 
-def bound(table, *, samples, seed=0, target=TARGET):
-  plan = likelihood.plan(target, samples=samples)
-  values = values_of(table, seed, plan.scored, plan.low, plan.high)
-  return likelihood.estimate(values, blocks=plan.blocks)
+FEW = 8  # samples that are fewer than the 15 masks of the target, so that they are drawn
+
+
+def bounds(table, *, repeats, seed=0):
+  """Values and standard errors of so many independent estimates, [repeats] each."""
+  plan = likelihood.plan(TARGET, samples=FEW)
+  assert not plan.enumerated
+  rows = plan.rows(np.tile(np.arange(FEW), repeats))
+  values = values_of(table, seed, *rows).reshape(repeats, FEW)
+  return np.array([likelihood.estimate(some, plan) for some in values]).T
 
 
 def enumerated(table) -> float:
@@ -136,40 +142,56 @@ def test_the_bound_of_an_exact_denoiser_is_the_log_likelihood():
       table[code, place] = np.log(marginal.sum(others) + 1e-30)
   log_p = math.log(law[tuple(X)])
   np.testing.assert_allclose(enumerated(table), log_p, rtol=1e-5)
-  value, error = bound(table, samples=2048)
-  assert abs(value - log_p) < 4 * error
+  values, errors = bounds(table, repeats=256)
+  assert abs(values.mean() - log_p) < 4 * np.sqrt((errors**2).sum()) / 256
 
 
 def test_the_estimate_is_unbiased_and_its_standard_error_is_its_spread():
-  table, repeats, samples = random_table(), 400, 8
-  plan = likelihood.plan(TARGET, samples=samples)
-  tile = lambda x: np.concatenate([x] * repeats)
-  values = values_of(table, 2, tile(plan.scored), tile(plan.low), tile(plan.high))
-  pairs = [likelihood.estimate(v, blocks=1) for v in values.reshape(repeats, samples)]
-  have, errors = np.array(pairs).T
+  table, repeats = random_table(), 400
+  have, errors = bounds(table, repeats=repeats, seed=2)
   spread = have.std(ddof=1)
   assert abs(have.mean() - by_orders(table)) < 4 * spread / np.sqrt(repeats)
   np.testing.assert_allclose(np.sqrt((errors**2).mean()), spread, rtol=0.15)
 
 
 def test_a_network_that_knows_nothing_has_the_closed_form_and_no_error():
-  value, error = bound(np.zeros((4**SIZE, SIZE, SYMBOLS)), samples=6)
-  np.testing.assert_allclose(value, -SIZE * math.log(SYMBOLS), rtol=1e-6)
-  np.testing.assert_allclose(error, 0, atol=1e-6)
+  values, errors = bounds(np.zeros((4**SIZE, SIZE, SYMBOLS)), repeats=3)
+  np.testing.assert_allclose(values, -SIZE * math.log(SYMBOLS), rtol=1e-6)
+  np.testing.assert_allclose(errors, 0, atol=1e-6)
 
 
 def test_a_network_that_ignores_its_input_sums_its_log_probabilities():
   logits = np.random.default_rng(3).normal(size=(SIZE, SYMBOLS))
   want = log_softmax(logits)[np.arange(SIZE), X].sum()
-  value, error = bound(np.broadcast_to(logits, (4**SIZE, SIZE, SYMBOLS)), samples=1024)
-  assert abs(value - want) < 4 * error
+  values, errors = bounds(np.broadcast_to(logits, (4**SIZE, SIZE, SYMBOLS)), repeats=128)
+  error = np.sqrt((errors**2).sum()) / 128
+  assert abs(values.mean() - want) < 4 * error
   assert error < 0.1
+
+
+def test_where_all_masks_are_no_more_than_the_samples_all_are_tried():
+  table = random_table()
+  plan = likelihood.plan(TARGET, samples=16)
+  assert plan.enumerated
+  assert plan.count == 15
+  some = np.random.default_rng(0).permutation(15)
+  values = np.empty(15)
+  values[some] = values_of(table, 3, *plan.rows(some))
+  bound, error = likelihood.estimate(values, plan)
+  np.testing.assert_allclose(bound, by_orders(table), rtol=1e-5)
+  assert error == 0
+  assert not likelihood.plan(TARGET, samples=14).enumerated
+  in_blocks = likelihood.plan(TARGET, samples=1, block_size=1)  # four rows, not two for each block
+  assert in_blocks.enumerated
+  assert in_blocks.count == SIZE
 
 
 def test_one_token_needs_no_more_than_one_mask():
   table = random_table()
   target = np.arange(LENGTH) == PLACES[2]
-  value, error = bound(table, samples=1, target=target)
+  plan = likelihood.plan(target, samples=1)
+  assert plan.count == 1
+  value, error = likelihood.estimate(values_of(table, 0, *plan.rows(np.arange(1))), plan)
   masked = np.arange(SIZE) == 2
   np.testing.assert_allclose(value, conditional(table, masked)[2], rtol=1e-5)
   assert error == 0
@@ -201,7 +223,7 @@ def test_masks_are_uniform_among_those_of_a_uniform_size_whatever_the_padding():
 def test_the_strata_cover_all_sizes_evenly():
   plan = likelihood.plan(np.ones(8, bool), samples=16)
   for seed in range(3):
-    masked, _ = draw_masks(keys(seed, 16), plan.scored, plan.low, plan.high)
+    masked, _ = draw_masks(keys(seed, 16), *plan.rows(np.arange(16)))
     assert sorted(np.asarray(masked).sum(-1)) == sorted([*range(1, 9)] * 2)
 
 
@@ -209,19 +231,22 @@ def test_every_block_of_a_plan_has_as_many_rows_of_its_own():
   target = np.zeros(20, bool)
   target[5:15] = True
   plan = likelihood.plan(target, samples=10, block_size=4)
-  assert plan.blocks == 3
-  assert len(plan.scored) == 12
+  assert plan.count == 12
+  scored, low, high = plan.rows(np.arange(12))
   for block, places in enumerate((range(5, 9), range(9, 13), range(13, 15))):
-    for row in plan.scored.reshape(3, 4, 20)[block]:
+    for row in scored.reshape(3, 4, 20)[block]:
       assert list(np.flatnonzero(row)) == list(places)
-  np.testing.assert_allclose(plan.low.reshape(3, 4), [[0, 0, 0.5, 0.5]] * 3)
-  np.testing.assert_allclose(plan.high.reshape(3, 4), [[0.5, 0.5, 1, 1]] * 3)
+  np.testing.assert_allclose(low.reshape(3, 4), [[0, 0, 0.5, 0.5]] * 3)
+  np.testing.assert_allclose(high.reshape(3, 4), [[0.5, 0.5, 1, 1]] * 3)
 
 
 def test_estimates_add_over_blocks():
   values = np.random.default_rng(5).normal(size=(3, 8))
-  parts = [likelihood.estimate(v, blocks=1) for v in values]
-  value, error = likelihood.estimate(values.reshape(-1), blocks=3)
+  of = lambda blocks: likelihood.plan(
+    np.ones(5 * blocks, bool), samples=8 * blocks, block_size=5 * (blocks > 1)
+  )
+  parts = [likelihood.estimate(v, of(1)) for v in values]
+  value, error = likelihood.estimate(values.reshape(-1), of(3))
   np.testing.assert_allclose(value, sum(v for v, _ in parts))
   np.testing.assert_allclose(error, math.hypot(*(e for _, e in parts)))
 
@@ -267,11 +292,12 @@ def allowed_log_law(xt, **attention) -> np.ndarray:
 def test_blocks_of_one_position_have_the_exact_likelihood_from_left_to_right():
   attention = dict(attention="blocks", block_size=1, end="predicted", end_padding=1)
   plan = likelihood.plan(ANSWER, samples=1, block_size=1)
-  rows = len(plan.scored)
-  assert plan.blocks == ANSWER.sum()
+  rows = plan.count
+  assert rows == ANSWER.sum()
   run = lambda *rows_: likelihood.samples(denoiser(rows, **attention), *rows_, mask_id=20, chunk=8)
-  values = jax.jit(run)(keys(0, rows), jnp.tile(IDS, (rows, 1)), plan.scored, plan.low, plan.high)
-  value, error = likelihood.estimate(values, blocks=plan.blocks)
+  some = plan.rows(np.arange(rows))
+  values = jax.jit(run)(keys(0, rows), jnp.tile(IDS, (rows, 1)), *some)
+  value, error = likelihood.estimate(values, plan)
 
   places = np.flatnonzero(ANSWER)
   masked_from = np.where(np.arange(len(IDS)) >= places[:, None], 20, IDS)  # and all that is later

@@ -48,11 +48,14 @@ def test_scores_are_grouped_by_task_and_answers_keep_their_order():
   assert list(report.scores) == ["copy", "choice"]
   assert report.scores["copy"]["exact_match"] == 50
   assert 0 < report.scores["copy"]["bleu"] < 100
-  assert report.scores["choice"] == {
-    "examples": 1, "exact_match": 100, "bleu": None, "rouge_l": 100,
-  }  # fmt: skip
+  choice = report.scores["choice"]
+  assert choice["examples"] == 1
+  assert (choice["bleu"], choice["number"]) == (None, None)  # one word, and no number
+  assert {choice[name] for name in ("exact_match", "chrf", "rouge_1", "rouge_l", "f1")} == {100}
+  assert set(tasks.METRICS) < set(choice)
   assert report.mean["exact_match"] == 75
   assert report.mean["bleu"] == report.scores["copy"]["bleu"]
+  assert "number" not in report.mean
   assert "tok:13a" in report.bleu_signature
   assert report.network_calls == 3
 

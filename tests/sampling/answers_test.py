@@ -291,7 +291,8 @@ def test_guidance_combines_logits_with_and_without_the_prompt(unconditional):
 
 def test_a_score_bounds_the_likelihood_and_is_exact_for_one_token():
   model = make_model(end="predicted")
-  score = Sampler(model).score("hello", "ab", samples=64)
+  sampler = Sampler(model)
+  score, whole = (sampler.score("hello", "ab", samples=n, batch_size=8) for n in (6, 7))
   ids = [0, *encode("hello"), *encode("ab"), 2]
   assert score.tokens == 3
   # The mean over all masks of 1, 2 and 3 of the three tokens.
@@ -305,6 +306,8 @@ def test_a_score_bounds_the_likelihood_and_is_exact_for_one_token():
     total += value / 3 / math.comb(3, len(masked))
   assert score.standard_error > 0
   assert abs(score.log_likelihood - total) < 4 * score.standard_error
+  assert whole.standard_error == 0  # there are no more than seven masks
+  assert whole.log_likelihood == pytest.approx(total, abs=1e-3)
 
 
 def test_a_causal_model_is_scored_exactly():

@@ -1,9 +1,12 @@
-"""German to English on Multi30k (29 000 pairs), trained from scratch.
+"""German to English on Multi30k (29 000 pairs), from scratch: diffusion, or autoregressive control.
 
   diffjax tokenizer --input data/multi30k/train.de.gz data/multi30k/train.en.gz \\
     --vocab-size 4000 --output runs/multi30k.model
   diffjax train --config=configs/multi30k_de_en.py:small --workdir=runs/multi30k_small
   diffjax evaluate --model=runs/multi30k_small --split=test --num-steps=10,50
+
+small-autoregressive and base-autoregressive are the controls: equal size, data, batches and steps,
+but every token is predicted from those before it, and written one after the other.
 
 Multi30k (task 1) is a public data set: put or link its files into data/multi30k.
 
@@ -37,7 +40,13 @@ SIZES = {
 }
 
 
-def get_config(size: str = "small") -> ConfigDict:
+CONTROL = dict(
+  process="next_token", attention="causal", coupled=False, weight="constant", label_smoothing=0.1
+)
+
+
+def get_config(name: str = "small") -> ConfigDict:
+  size, _, variant = name.partition("-")
   chosen = dict(SIZES[size])
   pairs = lambda name: dict(
     kind="pairs", path=f"data/multi30k/{name}.de.gz", target_path=f"data/multi30k/{name}.en.gz"
@@ -55,5 +64,8 @@ def get_config(size: str = "small") -> ConfigDict:
   )
   for section, values in chosen.items():
     config[section] = values
+  if variant:
+    config.diffusion = {"autoregressive": CONTROL}[variant]
+    config.data.end_padding = 1  # it writes its own </s>
   config.evaluation = dict(metric="bleu", examples=200, batch_size=40, num_steps=10)
   return config

@@ -23,6 +23,13 @@ def test_defaults_are_legal():
   assert build().diffusion.num_timesteps == 50
 
 
+def test_a_mixture_and_a_control_are_legal():
+  parts = mixture({"cap": 9, "name": "a"}, {"epochs": 2.0, "task": "maths", "shots": 2})
+  config = build(data={"train": parts}, diffusion=CONTROL)
+  assert [part.cap for part in config.data.train.parts] == [9, 0]
+  assert config.diffusion.process == "next_token"
+
+
 REFUSED = [
   ({"optimizer": {"learnin_rate": 1.0}}, "optimizer.learnin_rate", "optimizer.learning_rate"),
   ({"optimizr": {}}, "config.optimizr", "config.optimizer"),
@@ -137,6 +144,75 @@ REFUSED += [
   (
     {"diffusion": PREFIX, "adaptation": {"anneal_steps": 4}},
     "diffusion.attention", "tune the finished run",
+  ),
+]  # fmt: skip
+CONTROL = {"process": "next_token", "attention": "causal", "coupled": False, "weight": "constant"}
+REFUSED += [
+  ({"diffusion": {"process": "next_tokens"}}, "diffusion.process", "did you mean 'next_token'"),
+  ({"diffusion": CONTROL, "length": {"weight": 1.0}}, "length.weight", "writes its own end"),
+  (
+    {"diffusion": CONTROL, "adaptation": {"anneal_steps": 4}},
+    "diffusion.process", "leave config.adaptation out",
+  ),
+  *(
+    ({"diffusion": CONTROL | {name: value}}, f"diffusion.{name}", f"set {legal!r}")
+    for name, value, legal in (
+      ("attention", "full", "causal"), ("coupled", True, False), ("weight", "elbo", "constant"),
+      ("num_timesteps", 0, 50), ("schedule", "cosine", "linear"),
+      ("times", "independent", "stratified"),
+    )
+  ),
+]  # fmt: skip
+JSONL = {"kind": "jsonl", "path": "a"}
+STARS = {"kind": "path_star", "limit": 4}
+
+
+def mixture(*parts, **fields):
+  """Of parts that are JSONL files."""
+  return {"kind": "mixture", "parts": tuple(JSONL | part for part in parts), **fields}
+
+
+SOURCES += [
+  ({"kind": "parquet"}, "data.train.path", "give the file"),
+  ({"kind": "tfds"}, "data.train.path", "give the file"),
+  (JSONL | {"data_dir": "b"}, "data.train.data_dir", "only tfds"),
+  (JSONL | {"families": ("choice",)}, "data.train.families", "only a generator"),
+  (JSONL | {"wording": 0}, "data.train.wording", "name it in task"),
+  (JSONL | {"shots": 2}, "data.train.shots", "name it in task"),
+  (JSONL | {"shuffle_options": True}, "data.train.shuffle_options", "name it in task"),
+  (JSONL | {"task": "maths", "wording": -2}, "data.train.wording", ">= -1"),
+  (JSONL | {"task": "maths", "shots": -1}, "data.train.shots", ">= 0"),
+  (JSONL | {"task": "maths", "demonstrations": "b"}, "data.train.demonstrations", "give shots"),
+  (JSONL | {"exclude_language": "dutch"}, "data.train.exclude_language", "'german'"),
+  ({"kind": "text", "path": "a", "task": "maths"}, "data.train.task", "no records"),
+  (STARS | {"arms": 1}, "data.train.arms", ">= 2"),
+  (STARS | {"arm_length": 1}, "data.train.arm_length", ">= 2"),
+  (STARS | {"limit": 0}, "data.train.limit", "number of examples"),
+  (JSONL | {"arms": 3}, "data.train.arms", "only path_star"),
+  (JSONL | {"temperature": 2.0}, "data.train.temperature", "only a mixture"),
+  (JSONL | {"parts": (JSONL,)}, "data.train.parts", "only a mixture"),
+  (mixture(), "data.train.parts", "name the sources"),
+  (mixture({}, limit=4), "data.train.limit", "say it of the parts"),
+  (mixture({}, temperature=0.0), "data.train.temperature", "> 0"),
+  (mixture({}, {"shots": 1}), "data.train.parts[1].shots", "name it in task"),
+  (mixture({}, {"epochs": 0.0}), "data.train.parts[1].epochs", "> 0"),
+  (mixture({}, {"cap": -1}), "data.train.parts[1].cap", ">= 0"),
+  (mixture({"weight": 1.0}, {}), "data.train.parts[1].weight", "or none of them"),
+  (mixture({"weight": -1.0}), "data.train.parts[0].weight", ">= 0"),
+  (mixture({"weight": 1.0, "cap": 9}), "data.train.parts[0].weight", "leave one out"),
+  (mixture({"weight": 1.0}, temperature=2.0), "data.train.temperature", "leave one out"),
+  (mixture({"name": "a"}, {"name": "a"}), "data.train.parts", "its own name"),
+  ({"kind": "mixture", "parts": (mixture({}),)}, "data.train.parts[0].kind", "a plain source"),
+]
+DATA += [
+  ({"packing": True, "buckets": (64, 512)}, "data.buckets", "leave them out"),
+  ({"too_long": "keep_middle"}, "data.too_long", "'keep_ends'"),
+  ({"on_bad_record": "ignore"}, "data.on_bad_record", "'skip'"),
+]
+REFUSED += [
+  (
+    {"data": MINIMAL["data"] | {"packing": True}, "length": {"weight": 1.0}},
+    "data.packing", "one prompt a row",
   ),
 ]  # fmt: skip
 REFUSED += [({"data": {"train": source}}, name, hint) for source, name, hint in SOURCES]

@@ -68,12 +68,12 @@ class HuggingFaceTokenizer(Tokenizer):
     Raises:
       UserError: the library cannot read it.
     """
-    self.name, self._model, self._beside = name, model, dict(beside or {})
+    self.name, self._model, self.beside = name, model, dict(beside or {})
     values = files.parse_json(model, name=name)
     with _library_errors(f"{name} is no tokenizer.json that can be read", "copy it again"):
       self._build(values, roles)
-    if not self._beside.keys() & set(role_files.ROLE_FILES):
-      self._beside[files.CONFIG] = role_files.describe(
+    if not self.beside.keys() & set(role_files.ROLE_FILES):
+      self.beside[files.CONFIG] = role_files.describe(
         self._roles, self._unknown_token, has_types=self._has_types
       )
     described = json.dumps(self._roles, sort_keys=True).encode()
@@ -115,7 +115,7 @@ class HuggingFaceTokenizer(Tokenizer):
     self._is_word_piece = isinstance(self._tokenizer.model, tokenizers.models.WordPiece)
 
   def __reduce__(self) -> tuple:
-    return _restore, (self._model, self._roles, self.name, self._beside)
+    return _restore, (self._model, self._roles, self.name, self.beside)
 
   @classmethod
   def load(cls, path: str | Path) -> "HuggingFaceTokenizer":
@@ -132,7 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
     """Writes `tokenizer.json`, byte for byte, and what came beside it: the class that transformers
     takes, the roles, the template of a chat. Where no roles came, they are written.
     """
-    for name, content in {FILE_NAME: self._model, **self._beside}.items():
+    for name, content in {FILE_NAME: self._model, **self.beside}.items():
       files.write(Path(directory) / name, content)
 
   def encode(self, text: str, *, parse_special: bool = False) -> list[int]:

@@ -47,7 +47,7 @@ class PrunedTokenizer(Tokenizer):
       inner, kept = inner.inner, inner.original_ids(kept)
     self.inner, self.kept = inner, tuple(map(int, kept))
     self._new = {old: new for new, old in enumerate(self.kept)}
-    self.name = inner.name
+    self.name, self.beside = inner.name, inner.beside
     self.vocab_size = len(self.kept)
     self.special_ids = {role: self._new[id_] for role, id_ in inner.special_ids.items()}
     self.unk_id = None if inner.unk_id is None else self._new[inner.unk_id]

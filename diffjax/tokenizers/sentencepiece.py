@@ -55,7 +55,7 @@ class SentencePieceTokenizer(Tokenizer):
     Raises:
       UserError: it is no such model.
     """
-    self._beside = dict(beside or {})
+    self.beside = dict(beside or {})
     try:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError):
@@ -86,7 +86,7 @@ class SentencePieceTokenizer(Tokenizer):
     self._split = re.compile("(" + "|".join(map(re.escape, self._special)) + ")").split
 
   def __reduce__(self) -> tuple:
-    return _restore, (self._model, self.name, self._layout, self._beside)
+    return _restore, (self._model, self.name, self._layout, self.beside)
 
   @classmethod
   def load(cls, path: str | Path) -> "SentencePieceTokenizer":
@@ -108,7 +108,7 @@ class SentencePieceTokenizer(Tokenizer):
     beside it.
     """
     name = FILE_NAME if self._layout == "fairseq" else PLAIN_FILE_NAME
-    for file, content in {name: self._model, **self._beside}.items():
+    for file, content in {name: self._model, **self.beside}.items():
       files.write(Path(directory) / file, content)
 
   def encode(self, text: str, *, parse_special: bool = False) -> list[int]:

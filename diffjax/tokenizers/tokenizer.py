@@ -1,10 +1,12 @@
 """What every tokenizer can do."""
 
 import abc
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffjax.config import Contract
+from diffjax.tokenizers import chat
 from diffjax.types import UserError
 
 
@@ -20,7 +22,8 @@ class Tokenizer(abc.ABC):
       bos, [SEP] its eos.
     unk_id: what stands for text it has no piece for; None where all text has pieces.
     vocab_size: one more than the largest id it makes.
-    sha256: of all that decides its ids.
+    sha256: of all that decides its ids; of a chat's template, which makes texts, not ids, no part.
+    beside: the files saved with it for transformers, by name.
     alphabet: the ids that no pruning takes: special ones, <unk>, and the pieces of one character
       or byte that every other piece can be spelled with.
   """
@@ -31,6 +34,7 @@ class Tokenizer(abc.ABC):
   vocab_size: int
   sha256: str
   alphabet: frozenset[int]
+  beside: Mapping[str, bytes] = types.MappingProxyType({})
 
   @abc.abstractmethod
   def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
@@ -67,6 +71,19 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def save(self, directory: str | Path) -> None:
     """Writes its files into a directory, which is made if missing. Raises UserError."""
+
+  def chat_prompt(self, text: str) -> str:
+    """The text as a user's turn in the tokenizer's chat template, the answer's opening included.
+
+    It holds special tokens by name, so encode it with `parse_special`. Then those in the text count
+    too, as they do in transformers.
+
+    Raises:
+      UserError: there is no template, or it cannot be read or refuses the text.
+    """
+    tokens = {f"{role.removesuffix('_id')}_token": id_ for role, id_ in self.special_ids.items()}
+    spelled = {role: self.piece(id_) for role, id_ in tokens.items()}
+    return chat.prompt(text, self.beside, spelled, name=self.name)
 
   @property
   def bos_id(self) -> int:

@@ -1,0 +1,44 @@
+"""Path-star graphs: diffusion finds the path, the autoregressive control guesses the arm.
+
+  diffjax train --config=configs/path_star.py:diffusion --workdir=runs/path_star
+  diffjax train --config=configs/path_star.py:autoregressive --workdir=runs/path_star_autoregressive
+  diffjax evaluate --model=runs/path_star --num-steps=4
+  diffjax evaluate --model=runs/path_star_autoregressive
+
+Two arms of four nodes, from scratch; both have the same size, data, batches and steps.
+
+Hardware: 2 CPU cores, about 5 minutes each.
+Expected: see docs/generation_order.md.
+"""
+
+from ml_collections import ConfigDict
+
+PROCESSES = {
+  "diffusion": dict(coupled=False),
+  "autoregressive": dict(
+    process="next_token", attention="causal", coupled=False, weight="constant"
+  ),
+}
+
+
+def get_config(process: str) -> ConfigDict:
+  source = lambda split, limit: dict(
+    kind="path_star", arms=2, arm_length=4, split=split, limit=limit
+  )
+  config = ConfigDict()
+  config.model = dict(width=64, layers=3, heads=4, ffn_width=128, dropout=0.0)
+  config.data = dict(
+    tokenizer="tiny_mlm",
+    train=source("train", 100_000),
+    validation=source("validation", 200),
+    test=source("test", 1000),
+    max_length=28,  # of every row, by construction
+    batch_size=64,
+  )
+  if process == "autoregressive":
+    config.data.end_padding = 1  # it writes its own </s>
+  config.diffusion = PROCESSES[process]
+  config.optimizer = dict(learning_rate=3e-3, warmup_steps=200, decay="cosine")
+  config.training = dict(steps=4000, log_every=100, eval_every=1000, checkpoint_every=500)
+  config.evaluation = dict(metric="exact_match", examples=100, num_steps=4, batch_size=50)
+  return config

@@ -36,8 +36,9 @@ DATA = {
 
 
 def get_config(name: str = "10k-base") -> ConfigDict:
-  data, size, *stage = name.split("-")
-  return {(): _adapted, ("length",): _length_head}[tuple(stage)](data, size)
+  data, _, size = name.partition("-")
+  size, _, stage = size.partition("-")
+  return {"": _adapted, "length": _length_head}[stage](data, size)
 
 
 def _adapted(data: str, size: str) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Grade-school maths with its steps (GSM8K) from scratch: diffusion, or autoregressive control.
 
+  mkdir -p runs
   gzip -dc data/gsm8k/train.jsonl.gz | tail -n 473 > runs/gsm8k_validation.jsonl
   diffjax tokenizer --input data/gsm8k/train.jsonl.gz --vocab-size 4000 --output runs/gsm8k.model
   diffjax train --config=configs/gsm8k.py:diffusion --workdir=runs/gsm8k

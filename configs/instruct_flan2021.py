@@ -83,7 +83,7 @@ def _tuned(size: str) -> ConfigDict:
     eval_every=chosen["steps"] // 10,
     checkpoint_every=250,
   )
-  config.evaluation = dict(metric="rouge_l", examples=6 * len(TASKS), batch_size=32, num_steps=10)
+  config.evaluation = dict(metric="rouge_l", examples=6 * len(TASKS), batch_size=64, num_steps=10)
   return config
 
 

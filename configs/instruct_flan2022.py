@@ -10,7 +10,8 @@ The argument is base, large, xl or xxl; with -length it is the second stage, a l
 finished run in runs/flan2022_SIZE. Wants weights/xlm-roberta-base and so on, and the files of
 SirNeural/flan_v2 (Hugging Face) in data/flan2022, unpacked, so that they need not fit into memory:
 flan_fs_opt_train.jsonl and so on, or in parts (flan_fs_opt_train-00.jsonl, ...), {"inputs",
-"targets"} a line; and some hundred of their lines, held out beforehand, in validation.jsonl.
+"targets"} a line; and some hundred of their lines, taken out of these files beforehand, in
+validation.jsonl.
 
 Hardware: base and large: 8 GPUs of 80 GB, xl 32, xxl 64, by arithmetic. Not run yet, so hours are
 not known.
@@ -70,7 +71,7 @@ def _tuned(size: str) -> ConfigDict:
     eval_every=chosen["steps"] // 20,
     checkpoint_every=500,
   )
-  config.evaluation = dict(metric="rouge_l", examples=400, batch_size=32, num_steps=10)
+  config.evaluation = dict(metric="rouge_l", examples=400, batch_size=64, num_steps=10)
   return config
 
 

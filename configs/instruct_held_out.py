@@ -10,7 +10,9 @@ ones. Steps and rows are the same for all, so a wider one sees less of each fami
 skill the held-out ones share, translation and choice, are in every mixture: what grows is the
 variety of instructions and of answers, not the knowledge.
 
-Hardware: 2 CPU cores, about 4 minutes of training each. Expected: docs/instruction_tuning.md.
+Hardware: 2 CPU cores, about 4 minutes of training each. Expected: the table in
+docs/instruction_tuning.md; zero-shot exact match stays below 5 % at every width
+up to 8.
 """
 
 from ml_collections import ConfigDict

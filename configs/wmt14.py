@@ -6,9 +6,9 @@
     --length=predicted --length-beam=10
 
 The argument is base, large, xl or xxl; with -length it is the second stage, a length head over the
-finished run in runs/wmt14_SIZE. Wants data/wmt14 with train.en.gz, train.de.gz, valid.* and test.*
-(4 500 000 pairs, a sentence a line), and weights/wmt14-base and so on, which have the vocabulary of
-this corpus alone, as in the paper:
+finished run in runs/wmt14_SIZE. Wants data/wmt14 with train.en.gz, train.de.gz, valid.*.gz and
+test.*.gz (4 500 000 pairs, a sentence a line), and weights/wmt14-base and so on, which have the
+vocabulary of this corpus alone, as in the paper:
 
   diffjax convert --from=weights/xlm-roberta-base --to=weights/wmt14-base \\
     --prune-vocab data/wmt14/train.en.gz data/wmt14/train.de.gz

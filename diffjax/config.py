@@ -291,8 +291,10 @@ class SourceConfig:
   cap: int = 0  # of a part: no more examples than so many count for that share; 0: all
   temperature: float = 1.0  # of a mixture
 
-  def check(self, where: str) -> None:
-    """Raises UserError when the fields contradict the kind."""
+  def check(self, where: str, *, is_part: bool = False) -> None:
+    """Raises UserError when the fields contradict the kind, or being part of a mixture or not."""
+    for name in ("weight", "epochs", "cap"):
+      self._check_belonging(where, name, is_part, "only a part of a mixture has one")
     generated = self.kind in ("generator", "generator_text", "path_star")
     records = self.kind in ("jsonl", "parquet", "pairs", "tfds")
     files = {"jsonl": 1, "parquet": 1, "text": 1, "tfds": 1, "pairs": 2}.get(self.kind, 0)
@@ -334,6 +336,11 @@ class SourceConfig:
     if mixed:
       self._check_parts(where)
 
+  @property
+  def is_plain_text(self) -> bool:
+    """Whether its examples have no prompts."""
+    return self.kind in ("text", "generator_text") or self.task in ("text", "wiki40b")
+
   def _check_belonging(self, where: str, name: str, belongs: bool, remedy: str) -> None:
     value = getattr(self, name)
     default = next(f.default for f in dataclasses.fields(self) if f.name == name)
@@ -348,7 +355,7 @@ class SourceConfig:
       _require(
         part.kind not in ("none", "mixture"), f"{here}.kind", part.kind, "name a plain source"
       )
-      part.check(here)
+      part.check(here, is_part=True)
       _require(part.weight >= 0, f"{here}.weight", part.weight, "must be >= 0")
       _require(part.epochs > 0, f"{here}.epochs", part.epochs, "must be > 0")
       _require(
@@ -396,6 +403,15 @@ class DataConfig:
   def __post_init__(self):
     for name in ("train", "validation", "test"):
       getattr(self, name).check(f"data.{name}")
+    for name in ("validation", "test"):
+      section = getattr(self, name)
+      for held_out in (section, *section.parts):
+        own = held_out.split if held_out.kind == "tfds" else held_out.path
+        _require(
+          not held_out.shots or held_out.demonstrations not in ("", own),
+          f"data.{name}.demonstrations", held_out.demonstrations,
+          "held-out examples are never shown with their answers; name the training split's",
+        )  # fmt: skip
     lengths = self.lengths
     _require(self.max_length >= 3, "data.max_length", self.max_length, "must be >= 3")
     _require(
@@ -693,7 +709,8 @@ class ExperimentConfig:
       "adapters are not trained then; leave config.lora out",
     )  # fmt: skip
     _require(
-      not self.length.weight or self.data.train.kind not in ("text", "generator_text"),
+      not self.length.weight
+      or not any(s.is_plain_text for s in (self.data.train, *self.data.train.parts)),
       "length.weight",
       self.length.weight,
       "plain text has no prompts that the head could read; leave config.length out",
@@ -793,7 +810,11 @@ def _run_config_file(file: Path, argument: str) -> dict[str, Any]:
   try:
     values = module.get_config(*filter(None, [argument]))
     return values.to_dict() if hasattr(values, "to_dict") else dict(values)
-  except (KeyError, TypeError) as error:  # an argument it does not know, or none where it needs one
+  except (
+    KeyError,
+    TypeError,
+    ValueError,
+  ) as error:  # an argument it does not know, or none where it needs one
     raise UserError(
       f"config file {file}: get_config({argument}) failed with {type(error).__name__}: {error}; "
       f"see the head of the file for its arguments"
@@ -864,12 +885,18 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-  """Dotted field name -> value, for all fields of a section and of the sections in it."""
+  """Dotted field name -> value, for all fields of a section and of the sections in it.
+
+  Those of a tuple of sections are `parts[0].path` and so on, where it has any.
+  """
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
+    name, value = prefix + field.name, getattr(config, field.name)
     if dataclasses.is_dataclass(value):
-      flat |= flatten(value, f"{prefix}{field.name}.")
+      flat |= flatten(value, f"{name}.")
+    elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+      for number, section in enumerate(value):
+        flat |= flatten(section, f"{name}[{number}].")
     else:
-      flat[prefix + field.name] = value
+      flat[name] = value
   return flat

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from diffjax.config import MeshConfig
 from diffjax.types import Array, UserError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = "rows"  # the one axis of a sampler's mesh
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are split over both
 
 # The logical axes of a dimension -> the mesh axis that splits it.
@@ -80,6 +82,12 @@ def make_mesh(config: MeshConfig) -> Mesh:
   # A tall mesh on a torus needs axes that share a physical one.
   grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def rows_mesh(devices: Sequence[jax.Device]) -> Mesh:
+  """Devices of one process that share the rows of a sampler's batch, each a whole model."""
+  grid = mesh_utils.create_device_mesh((len(devices),), devices)
+  return Mesh(grid, (ROWS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

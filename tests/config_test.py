@@ -146,6 +146,25 @@ REFUSED += [
     "diffusion.attention", "tune the finished run",
   ),
 ]  # fmt: skip
+FILE = {"kind": "jsonl", "path": "a"}
+ASKED = {**FILE, "task": "maths", "shots": 2}
+with_data = lambda **sources: {"data": {**MINIMAL["data"], **sources}}
+REFUSED += [
+  (with_data(train={**FILE, "epochs": 2.0}), "data.train.epochs", "only a part of a mixture"),
+  (with_data(test={**FILE, "cap": 9}), "data.test.cap", "only a part of a mixture"),
+  (with_data(test=ASKED), "data.test.demonstrations", "name the training split's"),
+  (
+    with_data(validation={**ASKED, "demonstrations": "a"}),
+    "data.validation.demonstrations", "name the training split's",
+  ),
+  (
+    {
+      "length": {"weight": 1.0},
+      **with_data(train={"kind": "mixture", "parts": (FILE, {"kind": "text", "path": "t"})}),
+    },
+    "length.weight", "no prompts",
+  ),
+]  # fmt: skip
 CONTROL = {"process": "next_token", "attention": "causal", "coupled": False, "weight": "constant"}
 REFUSED += [
   ({"diffusion": {"process": "next_tokens"}}, "diffusion.process", "did you mean 'next_token'"),

@@ -115,6 +115,18 @@ def test_builds_and_shards(name):
     sharding.check_rows(rows, halves, "a microbatch")
 
 
+@pytest.mark.parametrize("name", [*PAPER, *(f"{name}-length" for name in PAPER)])
+def test_rows_divide_over_the_devices_of_its_head(name):
+  config, text = load_config(CONFIGS / name), (CONFIGS / name.split(":")[0]).read_text()
+  head = " ".join(text[text.index("Hardware:") : text.index("Expected:")].split())
+  (size,) = re.findall("base|large|xxl|xl", name.split(":")[1])
+  own = re.search(rf"\b{size} (\d+)", head)
+  devices = int(own[1] if own else re.search(r"(\d+) GPUs", head)[1])
+  assert config.evaluation.batch_size % devices == 0
+  for row_length in config.data.lengths:
+    assert config.data.rows(row_length) // config.training.microbatches % devices == 0
+
+
 def stand_in(source, directory, count):
   """The same source over `count` made-up records."""
   if source.kind == "mixture":

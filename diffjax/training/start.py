@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,10 +60,10 @@ def check_workdir(workdir: Path, config: ExperimentConfig) -> dict[str, Any] | N
   file = workdir / models.CONFIG_FILE
   if file.is_file():
     then, now = _bound(load_config(file)), _bound(config)
-    for name in (name for name in now if then[name] != now[name]):
+    for name in (name for name in {**then, **now} if then.get(name) != now.get(name)):
       raise UserError(
-        f"{workdir} holds a run with config.{name} = {then[name]!r}, not {now[name]!r}; choose "
-        f"another workdir, or remove this one to start over"
+        f"{workdir} holds a run with config.{name} = {then.get(name)!r}, not {now.get(name)!r}; "
+        f"choose another workdir, or remove this one to start over"
       )
   elif workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file; choose another workdir")
@@ -215,6 +216,8 @@ def _under_head(config: ExperimentConfig, source: models.Model) -> Adapted:
     fault = f"{config.init_from} is no finished diffusion model; train it first"
   elif config.adaptation != AdaptationConfig():
     fault = "no weights are adapted then; leave config.adaptation out"
+  elif config.data.chat and not contract.chat:
+    fault = "data.chat would need other weights; leave it out"
   elif asked != "own" and (asked, config.diffusion.block_size) != (
     contract.attention,
     contract.block_size,
@@ -289,5 +292,9 @@ def _bound(config: ExperimentConfig) -> dict[str, Any]:
     free += ("training.steps",)  # the curve so far does not depend on where it ends
   if freezes(config):
     free += ("init_from",)  # the frozen weights are known by their SHA-256
-  is_free = lambda name: any(name == field or name.startswith(field + ".") for field in free)
+  # Files are known by what they hold (see sources.changes), so that they may move.
+  moved = re.compile(r"data\.train\.(parts\[\d+\]\.)?(path|target_path|data_dir|demonstrations)")
+  is_free = lambda name: (
+    any(name == field or name.startswith(field + ".") for field in free) or moved.fullmatch(name)
+  )
   return {name: value for name, value in flatten(config).items() if not is_free(name)}

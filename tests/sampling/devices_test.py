@@ -4,6 +4,7 @@ import jax
 import pytest
 from letter_models import make_model, random_prompts
 
+from diffjax import sharding
 from diffjax.sampling import Sampler, layout, programs
 
 LENGTHS = [1 + n % 8 for n in range(12)]
@@ -65,9 +66,7 @@ def test_rows_lie_on_all_devices_and_parameters_are_copied_there_once(model, mon
 def test_parameters_that_lie_on_several_devices_stay_there(model):
   spread = jax.device_put(
     model.params,
-    jax.sharding.NamedSharding(
-      programs.rows_mesh(jax.local_devices()), jax.sharding.PartitionSpec()
-    ),
+    sharding.replicated(sharding.rows_mesh(jax.local_devices())),
   )
   assert len(programs.devices_for(spread)) == 1
   assert len(programs.devices_for(model.params)) == 8

@@ -1,4 +1,4 @@
-"""The autoregressive control: ordinary next-token cross entropy, by the same trainer and sampler."""
+"""The autoregressive control: next-token cross entropy, by the same trainer and sampler."""
 
 import dataclasses
 import functools

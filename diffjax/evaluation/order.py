@@ -313,7 +313,9 @@ def summarise(
     judged=len(pairs),
     follows=_percent(sum(v.follows for v in verdicts), len(pairs)),
     follows_strictly=_percent(sum(v.follows_strictly for v in verdicts), len(pairs)),
-    by_chance=_percent(sum(_chance(*pair, seed) for pair in pairs), len(pairs)),
+    by_chance=_percent(
+      sum(_chance(*pair, (seed, number)) for number, pair in enumerate(pairs)), len(pairs)
+    ),
     edges=_percent(sum(v.edges - v.violated for v in verdicts), sum(v.edges for v in verdicts)),
     left_to_right=float(np.mean([order.left_to_right for order in orders])),
     revised=_percent(sum(order.revised for order in orders), int(said)),
@@ -324,12 +326,17 @@ def _percent(part: float, whole: int) -> float:
   return 100 * part / whole if whole else 0.0
 
 
-def _chance(order: Order, graph: Graph, seed: int) -> float:
-  """The share of random orders with the same steps that follow the graph."""
+def _chance(order: Order, graph: Graph, seed: tuple[int, int]) -> float:
+  """The share of random orders, the same steps dealt to the tokens with text, that follow."""
   generator = np.random.default_rng(seed)
   tokens = _tokens_of(order, graph)
-  drawn = (generator.permutation(order.steps) for _ in range(_CHANCE_DRAWS))
-  return sum(_judge(tokens, steps, graph).follows for steps in drawn) / _CHANCE_DRAWS
+  said = np.flatnonzero([bool(token) for token in order.tokens])
+  follows = 0
+  for _ in range(_CHANCE_DRAWS):
+    steps = order.steps.copy()
+    steps[said] = generator.permutation(steps[said])
+    follows += _judge(tokens, steps, graph).follows
+  return follows / _CHANCE_DRAWS
 
 
 # ---- To be looked at -----------------------------------------------------------------------------

@@ -207,8 +207,14 @@ def test_chance_is_the_share_of_random_orders_that_follow():
   """Two of six orders of three spans respect a -> c and b -> c; in one step all do."""
   graph = orders.Graph(tuple(orders.Span(n, n + 1) for n in range(3)), ((0, 2), (1, 2)))
   drawn = orders.summarise([order_with([1, 2, 3], "abc")] * 40, lambda text: graph)
-  # Every one of the 40 has the same random orders: 200 draws, a standard error of 3.3.
-  assert drawn.by_chance == pytest.approx(100 / 3, abs=14)
+  # 40 answers of 200 draws each: a standard error of 0.5.
+  assert drawn.by_chance == pytest.approx(100 / 3, abs=2.5)
+  silent = order_with(
+    [1, 2, 3, 4, 5], ["a", "b", "c", "", ""]
+  )  # nothing is dealt to what is not said
+  assert orders.summarise([silent] * 40, lambda text: graph).by_chance == pytest.approx(
+    100 / 3, abs=2.5
+  )
   at_once = orders.summarise([order_with([1, 1, 1], "abc")], lambda text: graph)
   assert at_once.by_chance == 100
 

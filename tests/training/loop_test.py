@@ -168,6 +168,7 @@ def test_what_a_run_writes(uninterrupted):
   assert [line["step"] for line in lines if line["split"] == "validation"] == [4, 6]
   assert lines[-1]["loss"] == result["loss"]
   assert {"nll", "gradient_norm", "learning_rate", "tokens_per_second"} <= set(lines[0])
+  assert 0 <= lines[0]["input_wait"] <= 100
   kept = sorted(int(d.name) for d in (workdir / "checkpoints").iterdir() if d.name.isdigit())
   assert kept == [4, 6]
   loaded = models.load(workdir)
@@ -263,10 +264,27 @@ def test_a_resumed_run_refuses_changed_data(data, copied_run):
   kept = file.read_bytes()
   try:
     file.write_bytes(kept + b'{"inputs": "one", "targets": "two"}\n')
-    with pytest.raises(UserError, match=r"training data .* changed"):
+    with pytest.raises(UserError, match="changed since it began: file train.jsonl changed;"):
       train(config_from_dict(experiment(data)), copied_run)
   finally:
     file.write_bytes(kept)
+
+
+def test_training_data_may_move(data, copied_run, tmp_path):
+  shutil.copy(data / "train.jsonl", tmp_path / "train.jsonl")
+  values = experiment(data)
+  values["data"]["train"] = {**values["data"]["train"], "path": str(tmp_path / "train.jsonl")}
+  assert train(config_from_dict(values), copied_run)["step"] == STEPS
+
+
+def test_of_a_mixture_the_part_is_named_that_differs(copied_run):
+  values = json.loads((copied_run / "config.json").read_text())
+  part = {"kind": "jsonl", "path": "a", "weight": 1.0}
+  values["data"]["train"] = {"kind": "mixture", "parts": [part, part]}
+  (copied_run / "config.json").write_text(json.dumps(values))
+  values["data"]["train"]["parts"] = [part, part | {"weight": 2.0}]
+  with pytest.raises(UserError, match=r"config.data.train.parts\[1\].weight = 1.0, not 2.0"):
+    check_workdir(copied_run, config_from_dict(values))
 
 
 def test_the_validation_metric_may_change_on_resume(data, copied_run):

@@ -68,7 +68,10 @@ class ParquetRecords(Records):
       while len(self._cache) > 1 and sum(t.nbytes for t in self._cache.values()) > _CACHED_BYTES:
         self._cache.popitem(last=False)
       table = self._cache[group]
-    return _plain(table.slice(row, 1).to_pylist()[0])
+    try:
+      return _plain(table.slice(row, 1).to_pylist()[0])
+    except UnicodeDecodeError as error:  # a column of texts, which Arrow does not look into
+      raise self.error(number, f"not valid UTF-8 at byte {error.start + 1} of a text") from None
 
   def _read(self, group: int) -> Any:
     file, group_of_file = self._groups[group]
@@ -112,13 +115,19 @@ def _hash_file(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
-  """Texts as str, NumPy's scalars and arrays as Python's, in whatever they are nested."""
+  """Texts as str, NumPy's scalars and arrays as Python's, in whatever they are nested.
+
+  Bytes that are no text stay: pictures and the like, which a task may well leave alone.
+  """
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if isinstance(value, np.generic):
     value = value.item()
   if isinstance(value, bytes):
-    return value.decode()
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      return value
   if isinstance(value, Mapping):
     return {name: _plain(item) for name, item in value.items()}
   if isinstance(value, list | tuple):
@@ -171,10 +180,7 @@ class TfdsRecords(Records):
     return len(self._source)
 
   def __getitem__(self, number: int) -> Record:
-    try:
-      record = _plain(self._source[number])
-    except UnicodeDecodeError as error:
-      raise self.error(number, f"not valid UTF-8 at byte {error.start + 1}") from None
+    record = _plain(self._source[number])
     if not isinstance(record, dict):
       raise self.error(number, "not a record with fields")
     return {name: record[name] for name in (*self._first, *record) if name in record}

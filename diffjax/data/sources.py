@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diffjax.config import SourceConfig
 from diffjax.data import generator, languages, path_star, tasks, world
@@ -60,11 +60,11 @@ class Source(abc.ABC):
   def _read(self, number: int) -> Example: ...
 
   @abc.abstractmethod
-  def keeps(self, example: Example, number: int | None = None) -> bool:
-    """Whether an example is used: False where it has text in a language that is excluded.
+  def keeps(self, example: Example, number: int) -> bool:
+    """Whether example `number` is used: False where it has text in a language that is excluded.
 
-    `number` says which example it is: the parts of a mixture exclude for themselves. Without it
-    an example is kept only where every part keeps it.
+    Of a record its own texts count, not its demonstrations', which have none. The parts of a
+    mixture exclude for themselves.
     """
 
 
@@ -124,6 +124,11 @@ def _hash(value: object) -> str:
   return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
+def _hash_code(*objects: Any) -> str:
+  """Of whole modules, and functions: a helper may decide an example as well as what calls it."""
+  return _hash([inspect.getsource(each) for each in objects])
+
+
 def _name_of(config: SourceConfig) -> str:
   """A part's name: its own, else its builder's, its file's without endings, or its kind."""
   if config.name or not config.path:
@@ -142,6 +147,8 @@ class _Plain(Source):
     self.parts = (part,)
     settings = ("kind", "name", "task", "template", "limit", "exclude_language")
     self.identity = {name: str(getattr(config, name)) for name in settings} | dict(content)
+    if config.exclude_language:
+      self.identity["what is told as German"] = _hash_code(languages)
 
   def _read(self, number: int) -> Example:
     example = self._make(number)
@@ -153,25 +160,30 @@ class _Plain(Source):
   @abc.abstractmethod
   def _make(self, number: int) -> Example: ...
 
-  def keeps(self, example: Example, number: int | None = None) -> bool:
+  def keeps(self, example: Example, number: int) -> bool:
     del number
-    if self._config.exclude_language != "german":
-      return True
-    return not (languages.is_german(example.inputs) or languages.is_german(example.targets))
+    return not self._config.exclude_language or _has_no_german(example.inputs, example.targets)
+
+
+def _has_no_german(*texts: str) -> bool:
+  return not languages.is_german("\n".join(texts))
 
 
 class _Rendered(_Plain):
   """Records of files, each rendered by the task, behind as many demonstrations as are asked for."""
 
   def __init__(self, config: SourceConfig):
+    name = config.task or "instruct"
+    self._task = tasks.find(name)
+    tasks.check_wording(name, config.wording)
     self._records = open_records(config)
     content = dict(self._records.identity)
-    self._task = tasks.find(config.task or "instruct")
+    content["wordings and code"] = _hash_code(
+      tasks, _Plain._read, _Rendered._make, _Rendered._render, _Rendered._draw_demonstrations
+    )
     self._own_shots = not config.demonstrations
     self._demonstrations = self._records
     if config.task:
-      tasks.check_wording(config.task, config.wording)
-      content["wordings and code"] = self._task.fingerprint
       content |= {n: str(getattr(config, n)) for n in ("wording", "shots", "shuffle_options")}
     if config.shots and config.demonstrations:
       self._demonstrations = _open_demonstrations(config)
@@ -198,20 +210,30 @@ class _Rendered(_Plain):
       if config.shuffle_options:
         count = tasks.count_options(task, record)
         order = draw.sample(range(count), count)
-    shown = self._draw_demonstrations(record, number, draw) if config.shots else ()
+    shown: Sequence[Record] = ()
+    if config.shots and self._is_kept(record):  # else the example is not used
+      shown = self._draw_demonstrations(record, number, draw)
     return tasks.render(
       task, record, wording=max(wording, 0), demonstrations=shown, option_order=order
     )
 
-  def _draw_demonstrations(self, record: Record, number: int, draw: random.Random) -> list[Record]:
-    """As many records as there are shots: alike in what the task says, none twice, none `record`.
+  def _is_kept(self, record: Record) -> bool:
+    return not self._config.exclude_language or _has_no_german(*tasks.own_texts(self._task, record))
 
-    A malformed one among the source's own is passed over here: as an example it is told of.
+  def keeps(self, example: Example, number: int) -> bool:
+    del example
+    return self._is_kept(self._records[number])
+
+  def _draw_demonstrations(self, record: Record, number: int, draw: random.Random) -> list[Record]:
+    """As many records as there are shots: alike in what the task says, none that is excluded.
+
+    None asks what `record` or another of them does, whatever their ids and answers. A malformed one
+    among the source's own is passed over here: as an example it is told of.
     """
     pool, shots = self._demonstrations, self._config.shots
     count = len(pool) if not self._own_shots else min(len(pool), self._config.limit or len(pool))
     tried = {number} if self._own_shots else set()
-    seen, shown = [record], []
+    seen, shown = [tasks.question_of(self._task, record)], []
     while len(shown) < shots and len(tried) < count:
       place = draw.randrange(count)
       if place in tried:
@@ -219,8 +241,11 @@ class _Rendered(_Plain):
       tried.add(place)
       try:
         other = pool[place]
-        if other not in seen and tasks.are_alike(self._task, record, other):
-          seen.append(other)
+        if not tasks.are_alike(self._task, record, other):
+          continue
+        question = tasks.question_of(self._task, other)
+        if question not in seen and self._is_kept(other):
+          seen.append(question)
           shown.append(other)
       except tasks.BadRecord as error:
         if not self._own_shots:
@@ -255,8 +280,7 @@ class _Generated(_Plain):
   """Examples of the built-in world: its tasks, or its plain text."""
 
   def __init__(self, config: SourceConfig):
-    code = _hash([inspect.getsource(generator), inspect.getsource(world)])
-    content = {"the generator's code": code, "split": config.split}
+    content = {"the generator's code": _hash_code(generator, world), "split": config.split}
     content["families"] = ", ".join(config.families)
     super().__init__(config, count=config.limit, content=content)
     if config.kind == "generator":
@@ -273,8 +297,7 @@ class _PathStar(_Plain):
   """Path-star graphs."""
 
   def __init__(self, config: SourceConfig):
-    code = _hash([inspect.getsource(path_star), inspect.getsource(world)])
-    content = {"the generator's code": code}
+    content = {"the generator's code": _hash_code(path_star, world)}
     content |= {name: str(getattr(config, name)) for name in ("split", "arms", "arm_length")}
     super().__init__(config, count=config.limit, content=content)
 
@@ -314,8 +337,6 @@ class _Mixture(Source):
     source, place = self._find(number)
     return source[place]
 
-  def keeps(self, example: Example, number: int | None = None) -> bool:
-    if number is None:
-      return all(source.keeps(example) for source in self._sources)
+  def keeps(self, example: Example, number: int) -> bool:
     source, place = self._find(number)
     return source.keeps(example, place)

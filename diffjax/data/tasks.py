@@ -9,8 +9,6 @@ scored is diffjax/evaluation/; `Task.metric` is the name it has there.
 import dataclasses
 import difflib
 import functools
-import hashlib
-import inspect
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -56,15 +54,6 @@ class Task:
   metric: str  # of evaluation, by default
   alike: tuple[str, ...] = ()  # blanks that demonstrations share with what they stand before
   fillers: tuple[int, int] = (0, 0)  # before a bare target: without and with demonstrations
-
-  @property
-  def fingerprint(self) -> str:
-    """SHA-256 of the wordings, and of the code that reads and renders a record."""
-    read = self.read.func if isinstance(self.read, functools.partial) else self.read
-    settings = self.read.keywords if isinstance(self.read, functools.partial) else {}
-    code = [inspect.getsource(read), inspect.getsource(render)]
-    content = repr([self.wordings, self.alike, self.fillers, sorted(settings.items()), code])
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def find(name: str) -> Task:
@@ -129,6 +118,22 @@ def count_options(task: Task, record: Mapping[str, Any]) -> int:
   return len(task.read(record).options)
 
 
+def own_texts(task: Task, record: Mapping[str, Any]) -> tuple[str, ...]:
+  """What a record itself puts into an example, prompt and target. Raises BadRecord."""
+  reading = task.read(record)
+  return (*reading.blanks.values(), *reading.options, reading.target)
+
+
+def question_of(task: Task, record: Mapping[str, Any]) -> object:
+  """Equal for two records that ask the same, whatever their ids and answers. Raises BadRecord.
+
+  Options may come in any order. A record that asks nothing is known by its target.
+  """
+  reading = task.read(record)
+  asked = tuple(reading.blanks.values()), tuple(sorted(reading.options))
+  return asked if any(map(str.strip, reading.blanks.values())) else (*asked, reading.target)
+
+
 def are_alike(task: Task, record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
   """Whether `other` may be shown before `record` (of the same subject, language, ...).
 
@@ -162,7 +167,8 @@ def _lettered(reading: Reading, order: Sequence[int] | None = None) -> Reading:
 
 def _check_text(name: str, value: object) -> None:
   if not isinstance(value, str):
-    raise BadRecord(f"{name} must be text, not {type(value).__name__}")
+    kind = "bytes that are not UTF-8" if isinstance(value, bytes) else type(value).__name__
+    raise BadRecord(f"{name} must be text, not {kind}")
   try:
     value.encode()
   except UnicodeEncodeError:
@@ -214,7 +220,9 @@ def _read_translation(record: Mapping[str, Any], *, source: str = "", target: st
   fields = record.get("translation", record)
   if not isinstance(fields, Mapping):
     raise BadRecord("translation must be an object with a text for each language")
-  codes = [name for name in fields if name in LANGUAGES]
+  codes = [name for name in fields if name in LANGUAGES and isinstance(fields[name], str)]
+  if len(codes) == 3 and "id" in codes:  # the record's number, not Indonesian
+    codes.remove("id")
   if not source:
     if "inputs" in fields or "source" in fields:
       source = _text(record, "source_language")
@@ -249,22 +257,25 @@ def _read_choice(record: Mapping[str, Any]) -> Reading:
   name = next((n for n in ("options", "choices") if n in record), None)
   if name is None:
     raise BadRecord(f"no options or choices, only {', '.join(record) or 'nothing'}")
-  listed, labels = record[name], []
+  listed, labels = record[name], None
   if isinstance(listed, Mapping):
-    listed, labels = listed.get("text"), list(listed.get("label", []))
+    listed, labels = listed.get("text"), listed.get("label")
   most = len(string.ascii_uppercase)
   if not isinstance(listed, list | tuple) or not 2 <= len(listed) <= most:
     raise BadRecord(f"{name} must be a list of 2 to {most} texts")
   for option in listed:
     _check_text(f"an entry of {name}", option)
-  answer = _place_of(record, list(listed), labels)
+  if labels is not None and (not isinstance(labels, list | tuple) or len(labels) != len(listed)):
+    raise BadRecord(f"label of {name} must be a list with one for each text")
+  answer = _place_of(record, list(listed), list(labels or ()))
   blanks = {"question": question}
   if "subject" in record:
     blanks["subject"] = _text(record, "subject").replace("_", " ")
   return Reading(blanks, options=tuple(listed), answer=answer)
 
 
-def _place_of(record: Mapping[str, Any], options: list[str], labels: list[str]) -> int:
+def _place_of(record: Mapping[str, Any], options: list[str], labels: list[Any]) -> int:
+  """The number of the right option; labels of the record's own come before letters and texts."""
   name = next((n for n in ("answer", "answerKey", "label") if n in record), None)
   if name is None:
     raise BadRecord(f"no answer, only {', '.join(record)}")
@@ -272,9 +283,15 @@ def _place_of(record: Mapping[str, Any], options: list[str], labels: list[str]) 
   letters = list(string.ascii_uppercase[: len(options)])
   if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
     return answer
-  for known in (labels, letters, options):
-    if isinstance(answer, str) and answer in known:
-      return known.index(answer)
+  if isinstance(answer, str) and answer in labels:
+    return labels.index(answer)
+  places = [known.index(answer) for known in (letters, options) if answer in known]
+  if len(set(places)) == 2:
+    raise BadRecord(
+      f"{name} = {answer!r} is the letter of one option and the text of another: give its number"
+    )
+  if places:
+    return places[0]
   raise BadRecord(
     f"{name} = {answer!r} is no option: give its number 0 .. {len(options) - 1}, letter or text"
   )

@@ -92,6 +92,27 @@ def test_parquet_rows_through_row_groups(tmp_path, monkeypatch):
     open_records(config)
 
 
+def test_parquet_bytes_that_are_no_text_hurt_only_who_reads_them(tmp_path):
+  arrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  path = tmp_path / "a.parquet"
+  texts = [b"dog", b"\xffdog"]
+  broken = arrow.Array.from_buffers(  # as other writers leave it
+    arrow.string(), 2, arrow.array(texts, arrow.binary()).buffers()
+  )
+  table = {"inputs": ["a", "b"], "targets": texts, "image": [b"\x89PNG\xff", b"\xfe"]}
+  parquet.write_table(arrow.table(table), path)
+  source = open_source(SourceConfig(kind="parquet", path=str(path)))
+  assert source[0] == Example("a", "dog")
+  with pytest.raises(UserError, match=r"a.parquet:2: targets must be text, not bytes that are not"):
+    source[1]
+  parquet.write_table(arrow.table(table | {"targets": broken}), path)
+  source = open_source(SourceConfig(kind="parquet", path=str(path)))
+  assert source[0] == Example("a", "dog")
+  with pytest.raises(UserError, match=r"a.parquet:2: not valid UTF-8 at byte 1"):
+    source[1]
+
+
 def test_parquet_without_its_library(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
   (tmp_path / "a.parquet").write_bytes(b"")

@@ -1,6 +1,7 @@
 """Files become numbered examples, or an error that names file, line and reason."""
 
 import gzip
+import inspect
 import json
 import pickle
 import re
@@ -234,12 +235,69 @@ def test_german_is_kept_out_where_a_part_says_so(tmp_path):
   path = write_rows(tmp_path / "a.jsonl", rows)
   strict = SourceConfig(kind="jsonl", path=path, exclude_language="german")
   source = open_source(strict)
-  assert [source.keeps(source[n]) for n in range(2)] == [False, True]
+  assert [source.keeps(source[n], n) for n in range(2)] == [False, True]
   free = SourceConfig(kind="jsonl", path=path)
-  assert open_source(free).keeps(source[0])
+  assert open_source(free).keeps(source[0], 0)
   mixed = open_source(SourceConfig(kind="mixture", parts=(strict, free)))
   assert [mixed.keeps(mixed[n], n) for n in range(4)] == [False, True, True, True]
-  assert not mixed.keeps(mixed[2])  # whose it is, is not said
+
+
+def test_german_demonstrations_are_left_out_and_judge_nobody(tmp_path):
+  german = "wo ist denn das nun wieder"
+  rows = [
+    {"question": german if n % 3 == 0 else f"where is {n}", "options": ["x", "y"], "answer": 0}
+    for n in range(30)
+  ]
+  path = write_rows(tmp_path / "a.jsonl", rows)
+  for demonstrations in ("", path):
+    source = open_source(SourceConfig(
+      kind="jsonl", path=path, task="choice", shots=3, exclude_language="german",
+      demonstrations=demonstrations,
+    ))  # fmt: skip
+    examples = [source[n] for n in range(30)]  # a record that is left out needs none to be shown
+    assert [source.keeps(e, n) for n, e in enumerate(examples)] == [n % 3 > 0 for n in range(30)]
+    kept = [example for n, example in enumerate(examples) if n % 3]
+    assert all(e.inputs.count("where is") == 4 and german not in e.inputs for e in kept)
+
+
+def test_no_demonstration_asks_what_the_example_does(tmp_path):
+  rows = [{"id": str(n), "question": f"q{n % 4}", "answer": f"{n}\n#### 1"} for n in range(16)]
+  path = write_rows(tmp_path / "a.jsonl", rows)
+  source = open_source(SourceConfig(kind="jsonl", path=path, task="maths", shots=3))
+  for n in range(16):
+    assert sorted(re.findall(r"q\d", source[n].inputs)) == ["q0", "q1", "q2", "q3"]
+
+
+@pytest.mark.parametrize(("written", "changed"), [
+  ("letters = string.ascii_uppercase\n", {"", "choice", "german"}),  # a helper
+  ("_CALCULATOR.sub", {"", "choice", "german"}),
+  ("draw.randrange(len(task.wordings))", {"", "choice", "german"}),
+  ("_LEAST_SHARE = 0.125", {"german"}),
+])  # fmt: skip
+def test_the_fingerprint_follows_all_code_that_decides(tmp_path, monkeypatch, written, changed):
+  rows = [{"question": "q", "options": ["a", "b"], "answer": 0, "inputs": "q", "targets": "a"}]
+  path = write_rows(tmp_path / "a.jsonl", rows)
+
+  def fingerprints():
+    cases = {"": {}, "choice": {"task": "choice"}, "german": {"exclude_language": "german"}}
+    return {
+      name: open_source(SourceConfig(kind="jsonl", path=path, **more)).fingerprint
+      for name, more in cases.items()
+    }
+
+  before = fingerprints()
+  read = inspect.getsource
+  monkeypatch.setattr(inspect, "getsource", lambda each: read(each).replace(written, "other"))
+  after = fingerprints()
+  assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_task_is_checked_before_a_file_is_opened():
+  config = lambda **more: SourceConfig(kind="jsonl", path="none.jsonl", **more)
+  with pytest.raises(UserError, match="did you mean 'choice'"):
+    open_source(config(task="choise"))
+  with pytest.raises(UserError, match="wording = 9"):
+    open_source(config(task="choice", wording=9))
 
 
 def test_path_star_and_families():

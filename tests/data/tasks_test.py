@@ -203,7 +203,55 @@ def test_languages_are_told_by_fields_or_by_the_task():
   assert not tasks.are_alike(TASKS["translation"], named, pair)
 
 
+def test_an_id_is_no_indonesian_beside_two_languages():
+  pair = {"id": "17", "de": "ja", "en": "yes"}
+  assert render(TASKS["translation"], pair, wording=3).inputs == "German: ja English:"
+  number = {"id": 17, "de": "ja", "en": "yes"}
+  assert render(TASKS["translation"], number, wording=3).inputs == "German: ja English:"
+  there = {"id": "ya", "en": "yes"}
+  assert render(TASKS["translation"], there, wording=3).inputs == "Indonesian: ya English:"
+
+
+def test_an_answer_is_a_label_where_there_are_labels():
+  def answer(**fields):
+    return render(TASKS["choice"], {"question": "q", **fields}, wording=0).targets
+
+  listed = {"text": ["2", "1", "x"], "label": ["1", "2", "3"]}
+  assert answer(choices=listed, answerKey="1") == "A"
+  assert answer(choices={"text": ["a", "b"], "label": None}, answer="b") == "B"
+  assert answer(options=["A", "B", "AB"], answer="B") == "B"
+  assert answer(options=["B", "A", "C"], answer=0) == "A"
+
+
+def test_questions_are_told_apart_by_what_is_asked():
+  def question(name, **fields):
+    return tasks.question_of(TASKS[name], fields)
+
+  choice = lambda **more: question("choice", **{
+    "question": "q", "options": ["a", "b"], "answer": 0, **more
+  })  # fmt: skip
+  assert choice() == choice(id="7", answer=1) == choice(options=["b", "a"])
+  assert choice() != choice(options=["a", "c"])
+  assert choice() != choice(question="p")
+  pair = lambda de, en: question("translation", de=de, en=en)
+  assert pair("ja", "yes") == pair("ja", "aye") != pair("doch", "yes")
+  text = lambda targets: question("instruct", inputs="", targets=targets)
+  assert text("a") != text("b")
+
+
 BAD = [
+  ("choice", {"question": "q", "options": ["B", "A"], "answer": "A"}, "answer = 'A' is the letter"),
+  (
+    "choice",
+    {"question": "q", "choices": {"text": ["a", "b"], "label": 3}, "answer": 0},
+    "label of choices must be a list",
+  ),
+  (
+    "choice",
+    {"question": "q", "choices": {"text": ["a", "b"], "label": ["1"]}, "answer": 0},
+    "label of choices must be a list",
+  ),
+  ("text", {"text": b"\xff"}, "text must be text, not bytes that are not UTF-8"),
   ("choice", {"question": "q", "options": ["a", "b"], "answer": 2}, "answer = 2 is no option"),
   ("choice", {"question": "q", "options": ["a", "b"], "answer": True}, "answer = True is no"),
   ("choice", {"question": "q", "options": "ab", "answer": 0}, "options must be a list"),
@@ -225,8 +273,7 @@ def test_bad_records_say_what_is_wrong(name, record, reason):
     render(TASKS[name], record, wording=0)
 
 
-def test_fingerprints_tell_tasks_apart_and_names_are_checked():
-  assert len({task.fingerprint for task in TASKS.values()}) == len(TASKS)
+def test_names_are_checked():
   with pytest.raises(tasks.UserError, match="did you mean 'maths'"):
     tasks.find("math")
   with pytest.raises(tasks.UserError, match="it has 0 to 3"):

@@ -11,7 +11,9 @@ so on, and the files of Muennighoff/flan (Hugging Face) in data/flan2021/train a
 data/flan2021/validation: one a task, {"inputs", "targets"} a line.
 
 Of every task the first 30 000 examples, shared out by their number, which counts up to 3000
-(2109.01652). The translation task from German is left out, and every example with German in it.
+(2109.01652). The translation task from German is left out, and every example in which German is
+recognised (diffjax/data/languages.py): one to two in a hundred German sentences are not, mostly
+those of a few words.
 
 Hardware: base and large: 8 GPUs of 80 GB, xl 32, xxl 64, by arithmetic. Not run yet, so hours are
 not known.

@@ -1,6 +1,7 @@
 """`diffjax data`: what the sources of a config hold, and what training makes of them."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     index = plan.length_index(
       source, tokenizer, contract, max_length=config.data.max_length,
       too_long=config.data.too_long, on_bad_record=config.data.on_bad_record,
-      cache_dir=arguments.workdir and arguments.workdir / CACHE,
+      cache_dir=arguments.workdir and arguments.workdir / CACHE, workers=config.data.workers,
     )  # fmt: skip
     chosen = None
     if name == "train":
@@ -83,7 +84,9 @@ def run(arguments: argparse.Namespace) -> None:
     _show_examples(console, source, numbers, tokenizer, contract, config)
   if failure:
     raise failure
-  print(f"next: diffjax train --config={arguments.config} --workdir={arguments.workdir or 'DIR'}")
+  words = [f"--config={arguments.config}", f"--workdir={arguments.workdir or 'DIR'}"]
+  words += [f"--config.{override.removeprefix('config.')}" for override in arguments.set]
+  print(f"next: diffjax train {shlex.join(words)}")
 
 
 def _reader(config: ExperimentConfig) -> tuple["Tokenizer", Contract]:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="a run, a checkpoint of it, or a model; without --tasks and --data, a run's own split",
   )
   parser.add_argument(
-    "--tasks", default="", help="of mmlu, bbh, tydiqa, mgsm, iwslt14, gsm8k, multi30k; with commas"
+    "--tasks", default="", help="suites with commas, such as mmlu,gsm8k (docs/evaluation.md)"
   )
   parser.add_argument(
     "--data-dir",
@@ -73,9 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
     "--share",
-    default="0/1",
+    default="",
     help="K/N: this process answers every N-th example, from the K-th on; when all have, the same "
-    "command without it writes the report",
+    "command with 0/1 writes the report; default: its own share where JAX runs on several hosts",
   )
   parser.add_argument("--out", type=Path, help="of the report; default: RUN/evaluation")
   decoding.add_options(parser, without=("num_steps",))
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
   """Answers what is not answered yet, prints the scores, and writes report.json and index.html."""
   from diffjax import model as models
   from diffjax.cli import evaluation_work, tables
-  from diffjax.evaluation import answering, report, runner
+  from diffjax.evaluation import answering, record, report, runner
   from diffjax.sampling import Sampler
 
   evaluation_work.check(arguments)
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
   model = models.load(models.resolve(arguments.model))
   tables.warn_of_openness(model)
   work = evaluation_work.plan(arguments, Sampler(model))
-  card = runner.describe(model, arguments.model)
+  card = record.describe(model, arguments.model)
   for job, way in work:
     print(tables.announcement(job))
     result = runner.run(
@@ -102,9 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
       progress="scoring" if isinstance(way, answering.Scoring) else "answering",
     )  # fmt: skip
     if result is not None:
-      runner.save(out, result, model=card, command=shlex.join(["diffjax", *sys.argv[1:]]))
+      record.save(out, result, model=card, command=shlex.join(["diffjax", *sys.argv[1:]]))
       tables.show_result(result)
   if share[1] > 1:
-    print(f"share {share[0]} of {share[1]} is done; after all of them, run it without --share")
+    print(f"share {share[0]} of {share[1]} is done; after all of them, run it with --share=0/1")
     return
-  print(f"wrote {out / runner.FILE} and {report.write_page(out)}")
+  print(f"wrote {out / record.FILE} and {report.write_page(out)}")

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from diffjax import model as models
 from diffjax.cli import decoding
 from diffjax.config import SourceConfig, load_config
@@ -57,6 +59,10 @@ def check(arguments: argparse.Namespace) -> None:
   for name in ("task", "demonstrations"):
     if getattr(arguments, name) and not arguments.data:
       raise UserError(f"--{name} belongs to --data FILE; give that too")
+  if arguments.tasks and not _names(arguments):
+    raise UserError(
+      f"--tasks {arguments.tasks!r} names none; give some of {', '.join(suites.SUITES)}"
+    )
   for name in _names(arguments):
     suites.find(name)
   _metrics(arguments, ())
@@ -65,7 +71,9 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def share_of(text: str) -> tuple[int, int]:
-  """K/N as numbers. Raises UserError."""
+  """K/N as numbers; of no text, what falls to this host. Raises UserError."""
+  if not text:
+    return jax.process_index(), jax.process_count()
   index, slash, count = text.partition("/")
   if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
     raise UserError(f"--share {text!r} must be K/N with K from 0 to N - 1, such as 0/4")
@@ -92,7 +100,7 @@ def plan(arguments: argparse.Namespace, sampler: Sampler) -> list[tuple[Job, Way
     for name, count in itertools.product(_names(arguments), shots or [0]):
       suite = suites.find(name)
       asked = suites.load(name, data_dir, shots=count, limit=arguments.limit)
-      job = Job(name, count, asked, _metrics(arguments, suite.metrics))
+      job = Job(name, count, asked, _metrics(arguments, suite.metrics), suite.average)
       work += [(job, way) for way in _ways(arguments, sampler, num_steps=suite.num_steps)]
     return work
   source = _file(arguments) if arguments.data else _split(arguments)
@@ -210,14 +218,18 @@ def _ways(
   if arguments.choose == LIKELIHOOD:
     return [Choosing(samples=arguments.samples, **common)]
   given = decoding.given(arguments)
-  own = None if arguments.preset else num_steps
+  own, several = None, _numbers("--num-steps", arguments.num_steps, least=1)
+  if not sampler.model.contract.denoises:
+    several = []  # it takes a step a token, whatever is asked for
+  elif not arguments.preset:
+    own = num_steps
   return [
     Writing(
       decoding=sampler.settings(arguments.preset, **_with_steps(given, steps)),
       canvas=length_of(arguments.length),
       **common,
     )
-    for steps in _numbers("--num-steps", arguments.num_steps, least=1) or [own]
+    for steps in several or [own]
   ]
 
 

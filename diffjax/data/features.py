@@ -7,13 +7,14 @@ to stop early in a canvas that is too long (LLaDA's fine-tuning, 2502.09992) or 
 A row may hold several examples, one after the other, each with its own <s> and its own segment.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from diffjax.config import Contract
-from diffjax.tokenizers import Tokenizer
+from diffjax.tokenizers import Tokenizer, chat
 from diffjax.types import Example
 
 TooLong = Literal["drop", "keep_start", "keep_end", "keep_ends"]
@@ -38,15 +39,32 @@ def prompt_ids(text: str, tokenizer: Tokenizer, contract: Contract) -> list[int]
   """The ids between <s> and the canvas.
 
   Where `contract.chat`, the prompt is a user's turn in the tokenizer's chat template, the answer's
-  opening included; a beginning <s> of the template is the row's own. No prompt stays none.
+  opening included; a beginning <s> of the template is the row's own. Special tokens are the
+  template's alone: those in the text are literal text. No prompt stays none.
 
   Raises:
-    UserError: `contract.chat`, and the tokenizer has no chat template.
+    UserError: `contract.chat`, and the tokenizer has no chat template, or it refuses the text.
   """
   if not contract.chat or not text:
     return tokenizer.encode(text)
-  ids = tokenizer.encode(tokenizer.chat_prompt(text), parse_special=True)
+  turn = _turn_ids(*chat.split(tokenizer.chat_prompt, text), tokenizer)
+  return _without_bos(turn, contract)
+
+
+def _without_bos(ids: list[int], contract: Contract) -> list[int]:
   return ids[1:] if ids[:1] == [contract.bos_id] else ids
+
+
+def _turn_ids(head: str, said: str, tail: str, tokenizer: Tokenizer) -> list[int]:
+  """A template's words with the user's between them: as one text, unless those hold special tokens.
+
+  As one text pieces may join across the borders, as in what a model was pretrained on.
+  """
+  parsed = functools.partial(tokenizer.encode, parse_special=True)
+  literal = tokenizer.encode(said)
+  if parsed(said) == literal:
+    return parsed(head + said + tail)
+  return parsed(head) + literal + parsed(tail)
 
 
 def encode(
@@ -66,19 +84,18 @@ def encode(
       and the multiple `end_padding` of which the target's length with its </s> becomes.
     max_length: of the row, with <s> and </s>.
     too_long: what to do with a longer one: drop it; keep the start or the end of its prompt; or
-      keep its ends, a quarter of the room for the start, where the instruction stands. <s> and the
-      whole target with all its </s> always survive.
+      keep its ends, a quarter of the room for the start, where the instruction stands. <s>, the
+      words of a chat's template and the whole target with all its </s> always survive.
 
   Returns:
-    The row; None where it is dropped, as is every example whose target alone does not fit, or
-    has no tokens.
+    The row; None where it is dropped, as is every example whose target alone does not fit (in a
+    chat: with the template's words), or has no tokens.
   """
-  prompt, canvas = _ids(example, tokenizer, contract)
-  kept = _kept(len(prompt), len(canvas), max_length=max_length, too_long=too_long)
-  if kept is None:
+  prompt, canvas, _ = _lay_out(
+    example, tokenizer, contract, max_length=max_length, too_long=too_long
+  )
+  if prompt is None:
     return None
-  start, end = kept
-  prompt = prompt[:start] + prompt[len(prompt) - end :]
   return Row(np.asarray([contract.bos_id, *prompt, *canvas], np.int32), 1 + len(prompt))
 
 
@@ -91,36 +108,65 @@ def measure(
   too_long: TooLong,
 ) -> Size:
   """How long the row of `encode` is, and would be; arguments as there."""
-  prompt, canvas = map(len, _ids(example, tokenizer, contract))
-  kept = _kept(prompt, canvas, max_length=max_length, too_long=too_long)
-  return Size(None if kept is None else 1 + sum(kept) + canvas, 1 + prompt + canvas, canvas)
+  prompt, canvas, full = _lay_out(
+    example, tokenizer, contract, max_length=max_length, too_long=too_long
+  )
+  row = None if prompt is None else 1 + len(prompt) + len(canvas)
+  return Size(row, full, len(canvas))
 
 
-def _ids(example: Example, tokenizer: Tokenizer, contract: Contract) -> tuple[list[int], list[int]]:
-  """The whole prompt, and the canvas: the target and its ends; [] where the target is empty."""
-  prompt, target = (
+def _lay_out(
+  example: Example,
+  tokenizer: Tokenizer,
+  contract: Contract,
+  *,
+  max_length: int,
+  too_long: TooLong,
+) -> tuple[list[int] | None, list[int], int]:
+  """The prompt as far as it is kept (None: the example is dropped), the canvas, and the row's
+  tokens before anything is cut. The canvas is the target and its ends; [] where that is empty.
+  """
+  prompt, canvas = (
     prompt_ids(example.inputs, tokenizer, contract),
     tokenizer.encode(example.targets),
   )
-  if not target:
-    return prompt, []
-  ends = 1
-  if contract.end_padding:
-    ends += -(len(target) + 1) % contract.end_padding
-  return prompt, target + [contract.eos_id] * ends
+  if canvas:
+    ends = 1 + (-(len(canvas) + 1) % contract.end_padding if contract.end_padding else 0)
+    canvas = canvas + [contract.eos_id] * ends
+  full = 1 + len(prompt) + len(canvas)
+  if canvas and full <= max_length:
+    return prompt, canvas, full
+  if not canvas or too_long == "drop":
+    return None, canvas, full
+  start, stop = _text_in_turn(example.inputs, prompt, tokenizer, contract)
+  room = stop - start - (full - max_length)  # for ids of the text
+  if room < 0:
+    return None, canvas, full
+  first = {"keep_start": room, "keep_end": 0, "keep_ends": room // 4}[too_long]
+  return prompt[: start + first] + prompt[stop - (room - first) :], canvas, full
 
 
-def _kept(
-  prompt: int, canvas: int, *, max_length: int, too_long: TooLong
-) -> tuple[int, int] | None:
-  """How many tokens of a prompt are kept at its start and at its end; None drops the example."""
-  room = max_length - 1 - canvas
-  if not canvas or room < 0 or (room < prompt and too_long == "drop"):
-    return None
-  if room >= prompt or too_long == "keep_start":
-    return min(prompt, room), 0
-  start = room // 4 if too_long == "keep_ends" else 0
-  return start, room - start
+def _text_in_turn(
+  text: str, ids: list[int], tokenizer: Tokenizer, contract: Contract
+) -> tuple[int, int]:
+  """Where the text begins and ends in the ids of its turn; a piece across a border is no text's.
+
+  What the turn shares with one that ends with the text is no part of the template's end, and what
+  it shares with one that begins with the text is none of its beginning.
+  """
+  if not contract.chat or not text:
+    return 0, len(ids)
+  head, said, tail = chat.split(tokenizer.chat_prompt, text)
+  opened, closed = _turn_ids(head, said, "", tokenizer), _turn_ids("", said, tail, tokenizer)
+  stop = _shared(_without_bos(opened, contract), ids)
+  start = len(ids) - _shared(closed[::-1], ids[::-1])
+  return start, max(start, stop)
+
+
+def _shared(one: list[int], other: list[int]) -> int:
+  """How many ids two lists begin with alike."""
+  pairs = enumerate(zip(one, other, strict=False))
+  return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def pad(

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffjax.data.sources import Part
-from diffjax.types import UserError
 
 _GOLDEN = (5**0.5 - 1) / 2
 _DRAWS = 2  # the purpose of a draw, as in plan.py
@@ -24,18 +23,9 @@ def shares(parts: Sequence[Part], counts: np.ndarray, temperature: float) -> np.
 
   Args:
     parts: of the mixture.
-    counts: int[parts], their examples that have a row.
+    counts: int[parts], their examples that have a row, 1 or more of each.
     temperature: 1 is proportional; more of it brings the shares together.
-
-  Raises:
-    UserError: a part has no example.
   """
-  for part, count in zip(parts, counts, strict=True):
-    if not count:
-      raise UserError(
-        f"part {part.name!r} of the mixture: none of its {part.stop - part.start} examples has a "
-        f"row; raise config.data.max_length, change config.data.too_long, or leave the part out"
-      )
   if parts[0].weight:
     raw = np.array([part.weight for part in parts])
   else:

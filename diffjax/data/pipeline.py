@@ -115,8 +115,8 @@ def evaluation_batches(
   kept = lengths.first(limit)
   if not len(kept):
     raise UserError(
-      f"all {len(lengths.rows)} held-out examples are longer than config.data.max_length = "
-      f"{data.max_length} or excluded; raise it or give others"
+      f"none of {len(lengths.rows)} held-out examples has a row ({lengths.describe_lost()}); raise "
+      f"config.data.max_length = {data.max_length} where they are too long, or give others"
     )
   index = _share(batch_size, process_index, process_count)
   for start in range(0, len(kept), batch_size):

@@ -6,22 +6,20 @@ counting on.
 
 import hashlib
 import json
-import os
+import secrets
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from rich.progress import track
 
 from diffjax.config import Contract, DataConfig
-from diffjax.data import features, mixture, packing
+from diffjax.data import features, measuring, mixture, packing
+from diffjax.data.measuring import BAD, DROPPED, EXCLUDED
 from diffjax.data.sources import Part, Source
 from diffjax.tokenizers import Tokenizer
 from diffjax.types import UserError
 
-DROPPED, EXCLUDED, BAD = -1, -2, -3  # in a length index: too long, of a language, not readable
-_BAD_SHARE = 0.001  # of the records may be bad where they are skipped
-_INDEX_FORMAT = 2  # of the cached files
+_INDEX_FORMAT = 3  # of the cached files
 _PROMPTS = 1  # the purpose of a draw beside (seed, number); 0 would be no third number at all
 
 
@@ -85,11 +83,18 @@ class LengthIndex(NamedTuple):
   def first(self, limit: int) -> np.ndarray:
     """The first `limit` of `kept`; the parts of a mixture take turns until they run out."""
     kept = self.kept
-    if len(self.parts) > 1:
+    if len(self.parts) > 1 and len(kept):
       part = np.searchsorted([p.stop for p in self.parts], kept, side="right")
       turn = np.concatenate([np.arange(n) for n in np.bincount(part)])
       kept = kept[np.lexsort((part, turn))]
     return kept[:limit]
+
+  def describe_lost(self, start: int = 0, stop: int | None = None) -> str:
+    """Why examples start .. stop - 1 have no row, for people."""
+    rows = self.rows[start:stop]
+    cases = {DROPPED: "too long", EXCLUDED: "in an excluded language", BAD: "bad"}
+    counted = {told: int((rows == case).sum()) for case, told in cases.items()}
+    return ", ".join(f"{count} {told}" for told, count in counted.items() if count) or "none lost"
 
 
 def length_index(
@@ -101,58 +106,40 @@ def length_index(
   too_long: features.TooLong,
   cache_dir: Path | None,
   on_bad_record: Literal["stop", "skip"] = "stop",
+  workers: int = 0,
 ) -> LengthIndex:
-  """Measures every example.
+  """Measures every example, as measuring.measure, whose arguments and errors these are.
 
-  Made once, with a progress bar, and kept in `cache_dir` under a fingerprint of all it depends on.
-
-  Args:
-    source, tokenizer, contract, max_length, too_long: see features.encode.
-    cache_dir: None keeps nothing.
-    on_bad_record: "skip" leaves out records that cannot be read, up to 0.1 % of them.
-
-  Raises:
-    UserError: a record cannot be read, or with "skip" more than 0.1 % of them.
+  Made once and kept in `cache_dir`, unless that is None, under a fingerprint of all it depends on.
+  A file there that is damaged is made again.
   """
   template = tokenizer.chat_prompt("x") if contract.chat else ""
   identity = [source.fingerprint, tokenizer.sha256, template, max_length, too_long]
   identity += [contract.end_padding, on_bad_record, _INDEX_FORMAT]
   name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
   file = cache_dir / f"lengths-{name}.npy" if cache_dir else None
-  if file and file.is_file():
-    return LengthIndex(*np.load(file), source.parts, source.temperature)
-  sizes = np.zeros((3, len(source)), np.int32)
-  bad = 0
-  first = ""
-  for number in track(
-    range(len(source)), "measuring examples", transient=True, disable=len(source) < 5000
-  ):
-    try:
-      example = source[number]
-    except UserError as error:
-      if on_bad_record == "stop":
-        raise
-      sizes[0, number] = BAD
-      bad, first = bad + 1, first or str(error)
-      if bad > _BAD_SHARE * len(source):
-        raise UserError(
-          f"{bad} of the first {number + 1} records are bad, of {len(source)} up to "
-          f"{_BAD_SHARE:.1%} are skipped; the first: {first}"
-        ) from None
-      continue
-    if not source.keeps(example, number):
-      sizes[0, number] = EXCLUDED
-      continue
-    row, full, canvas = features.measure(
-      example, tokenizer, contract, max_length=max_length, too_long=too_long
-    )
-    sizes[:, number] = DROPPED if row is None else row, full, canvas
-  if file:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.npy")
-    np.save(temporary, sizes)
-    temporary.replace(file)
+  sizes = _read_sizes(file, len(source)) if file else None
+  if sizes is None:
+    sizes = measuring.measure(
+      source, tokenizer, contract, max_length=max_length, too_long=too_long,
+      on_bad_record=on_bad_record, workers=workers,
+    )  # fmt: skip
+    if file:
+      file.parent.mkdir(parents=True, exist_ok=True)
+      # Hosts that share the folder may have processes of one number.
+      temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.npy")
+      np.save(temporary, sizes)
+      temporary.replace(file)
   return LengthIndex(*sizes, source.parts, source.temperature)
+
+
+def _read_sizes(file: Path, count: int) -> np.ndarray | None:
+  """A kept int32[3, count]; None where there is none or it is damaged."""
+  try:
+    sizes = np.load(file)
+  except (OSError, ValueError, EOFError):
+    return None
+  return sizes if sizes.shape == (3, count) and sizes.dtype == np.int32 else None
 
 
 class _Bucket(NamedTuple):
@@ -201,6 +188,7 @@ class Plan:
     self._members = [cells[n * shape[1] : (n + 1) * shape[1]] for n in range(shape[0])]
     self._expected = sizes.astype(float)  # an epoch's examples
     if shape[1] > 1:
+      _check_parts(index)
       shares = mixture.shares(index.parts, sizes.sum(0), index.temperature)
       self._expected *= shares * len(kept) / sizes.sum(0)
     rows = np.array([data.rows(length) for length in data.lengths])
@@ -299,7 +287,7 @@ class Plan:
     there = dict(zip(lengths, rows.tolist(), strict=True))
     return (
       f"no length bucket fills a batch: rows by length {there}, "
-      f"{int((index.rows == DROPPED).sum())} examples dropped as too long, rows a batch {needed}; "
+      f"rows a batch {needed}, examples without a row: {index.describe_lost()}; "
       f"lower config.data.batch_size or change config.data.buckets"
     )
 
@@ -323,3 +311,15 @@ class Plan:
       packed=float(read.sum() / rows.sum()),
       padding=float(1 - tokens / (rows @ self._data.lengths)),
     )
+
+
+def _check_parts(index: LengthIndex) -> None:
+  """Raises UserError where no example of a part has a row."""
+  for part in index.parts:
+    if not (index.rows[part.start : part.stop] >= 0).any():
+      lost = index.describe_lost(part.start, part.stop)
+      raise UserError(
+        f"part {part.name!r} of the mixture: none of its {part.stop - part.start} examples has a "
+        f"row ({lost}); raise config.data.max_length or change config.data.too_long where they are "
+        f"too long, else leave the part out"
+      )

@@ -6,17 +6,26 @@ them many at a time. Its `identity` holds all that decides its answers besides m
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from diffjax.data import features
 from diffjax.evaluation import choice, likelihood
 from diffjax.evaluation.suites import Question
-from diffjax.sampling import Sampler, Settings
+from diffjax.sampling import Sampler, Settings, requests
 from diffjax.types import Example, UserError
 
 LIKELIHOOD = "likelihood"  # the strategy, in a report, of answers that no decoding made
+_UNCUT = 1 << 40  # positions
+
+
+class Tokens(NamedTuple):
+  """Of a text."""
+
+  unknown: int = 0  # that the tokenizer has no piece for
+  all: int = 0
 
 
 class Row(NamedTuple):
@@ -26,6 +35,9 @@ class Row(NamedTuple):
   ids: features.Row | None  # None of plain text, which is cut into windows later
   size: int  # tokens
   is_cut: bool  # whether its prompt was too long
+  prompt: Tokens = Tokens()  # as it is asked
+  reference: Tokens = Tokens()
+  options: Mapping[str, features.Row] = {}  # of multiple choice: letter -> the row that it ends
 
 
 class Answer(NamedTuple):
@@ -41,6 +53,7 @@ class Answer(NamedTuple):
 class Way(abc.ABC):
   """One way to answer."""
 
+  name: ClassVar[str]  # in a report
   sampler: Sampler
   max_length: int  # of a row, at most the model's positions
   too_long: features.TooLong  # what is kept of a prompt that does not fit; see features.encode
@@ -55,39 +68,64 @@ class Way(abc.ABC):
   @property
   @abc.abstractmethod
   def length(self) -> str:
-    """Where the length of an answer comes from: gold, predicted or given."""
+    """Where the length of an answer comes from: gold, predicted, given, or its options."""
 
   @property
   def identity(self) -> dict[str, Any]:
     """Plain values; answers of the same ones can stand in one file."""
     return {
-      "way": type(self).__name__, "settings": self.settings, "length": self.length,
+      "way": self.name, "settings": self.settings, "length": self.length,
       "max_length": self.max_length, "too_long": self.too_long, "seed": self.seed,
     }  # fmt: skip
 
   def lay_out(self, question: Question) -> Row | None:
-    """The row of a question; None where it does not fit and is left out."""
-    return self._encode(question, self.max_length)
+    """The row of a question; None where it does not fit and is left out.
+
+    Raises:
+      UserError: it cannot be answered in this way.
+    """
+    return self._encode(question)
 
   @abc.abstractmethod
   def answer(self, rows: Sequence[Row]) -> list[Answer]:
     """Answers in the order of the rows. Raises UserError."""
 
-  def _encode(self, question: Question, max_length: int) -> Row | None:
-    model = self.sampler.model
-    example = Example(question.prompt, question.reference)
-    how = dict(max_length=max_length, too_long=self.too_long)
-    row = features.encode(example, model.tokenizer, model.contract, **how)
+  def _encode(self, question: Question, canvas: int | None = None) -> Row | None:
+    """The row with its reference; its prompt has the room that a canvas of this size leaves it.
+
+    Of a canvas size, that room says nothing about the reference.
+    """
+    model, limit = self.sampler.model, self.max_length
+    encode = functools.partial(
+      features.encode, Example(question.prompt, question.reference), model.tokenizer, model.contract
+    )
+    full = encode(max_length=_UNCUT, too_long="drop")
+    if full is None:
+      return None
+    if canvas is not None:
+      limit += self._gold(full) - canvas
+    is_cut = len(full.tokens) > limit
+    row = encode(max_length=limit, too_long=self.too_long) if is_cut else full
     if row is None:
       return None
-    full = features.measure(example, model.tokenizer, model.contract, **how).full
-    return Row(question, row, len(row.tokens), len(row.tokens) < full)
+    start = row.canvas_start
+    counts = [self._count(part.tolist()) for part in (row.tokens[1:start], row.tokens[start:])]
+    return Row(question, row, len(row.tokens), is_cut, *counts)
+
+  def _count(self, ids: list[int]) -> Tokens:
+    return Tokens(ids.count(self.sampler.model.tokenizer.unk_id), len(ids))
+
+  def _gold(self, row: features.Row) -> int:
+    """Places of a canvas that the reference fills; a </s> behind it is none of them."""
+    behind = int(self.sampler.model.contract.end == "given")
+    return len(row.tokens) - row.canvas_start - behind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Writing(Way):
   """The model writes its answers."""
 
+  name = "writing"
   decoding: Settings
   canvas: Literal["gold", "predicted"] | int = "gold"  # gold: as long as the reference
 
@@ -107,19 +145,29 @@ class Writing(Way):
     return super().identity | {"canvas": self.canvas}
 
   def lay_out(self, question: Question) -> Row | None:
-    """As of any way; a canvas that is given has its room."""
-    row = self._encode(question, self.max_length)
-    if row is None or not isinstance(self.canvas, int):
-      return row
-    # A canvas longer than the reference takes more room from the prompt.
-    more = self.canvas - self._gold(row)
-    return self._encode(question, self.max_length - more) if more > 0 else row
+    """As of any way; how much of a prompt is kept tells the reference's length to `gold` alone."""
+    if self.canvas == "gold":
+      return self._encode(question)
+    return self._encode(question, self._longest if self.canvas == "predicted" else self.canvas)
+
+  @property
+  def _longest(self) -> int:
+    """Room for a predicted canvas: the largest, but at most half a row."""
+    config, contract = self.sampler.model.config, self.sampler.model.contract
+    largest = requests.open_size(contract)
+    if config.length_classes:
+      largest = max(
+        requests.around_lengths([config.length_classes], config.max_positions, contract)
+      )
+    return min(largest, self.max_length // 2)
 
   def answer(self, rows: Sequence[Row]) -> list[Answer]:
     """Decodes. Raises UserError."""
     lengths: int | list[int] | None = None
     if self.canvas != "predicted":
-      lengths = self.canvas if isinstance(self.canvas, int) else list(map(self._gold, rows))
+      lengths = (
+        self.canvas if isinstance(self.canvas, int) else [self._gold(row.ids) for row in rows]
+      )
     # Noise is keyed by a question's number, whatever else is asked in the same call; the sampler
     # counts equal prompts of one call by itself.
     seen: dict[tuple[int, ...], int] = {}
@@ -136,16 +184,12 @@ class Writing(Way):
     )  # fmt: skip
     return [Answer(g.text, _finite(g.total), g.network_calls) for g in generations]
 
-  def _gold(self, row: Row) -> int:
-    """Places of a canvas that the reference fills; a </s> behind it is none of them."""
-    behind = int(self.sampler.model.contract.end == "given")
-    return len(row.ids.tokens) - row.ids.canvas_start - behind
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choosing(Way):
   """The letter of the option whose bound on log p is the largest (see choice.py)."""
 
+  name = "choosing"
   samples: int
 
   @property
@@ -156,29 +200,46 @@ class Choosing(Way):
   @property
   def length(self) -> str:
     """That of each option."""
-    return "given"
+    return "options"
+
+  def lay_out(self, question: Question) -> Row | None:
+    """As of any way, with a row an option; None where one of them does not fit.
+
+    Raises:
+      UserError: no options in the prompt, or two that the tokenizer does not tell apart.
+    """
+    how = dict(max_length=self.max_length, too_long=self.too_long)
+    try:
+      letters = choice.letters(question.prompt)
+      rows = choice.option_rows(self.sampler, question.prompt, letters, **how)
+    except UserError as error:
+      of = f" of {question.group}" if question.group else ""
+      raise UserError(f"question {question.number}{of}: {error}") from None
+    row = self._encode(question)
+    if row is None or rows is None:
+      return None
+    return row._replace(options=dict(zip(letters, rows, strict=True)))
 
   def answer(self, rows: Sequence[Row]) -> list[Answer]:
-    """Compares the options. Raises UserError for a prompt that has none."""
-    prompts = [row.question.prompt for row in rows]
-    options = [choice.letters(prompt) for prompt in prompts]
-    chosen = choice.choose(
-      self.sampler, prompts, options, samples=self.samples, seed=self.seed,
-      batch_size=self.batch_size, too_long=self.too_long,
+    """Compares the options; several that are equally likely are no answer. Raises UserError."""
+    chosen = choice.choose_rows(
+      self.sampler, [list(row.options.values()) for row in rows], samples=self.samples,
+      seed=self.seed, batch_size=self.batch_size, numbers=[row.question.number for row in rows],
     )  # fmt: skip
-    return [
-      Answer(
-        some[one.index], one.scores[one.index], None,
-        {"options": dict(zip(some, one.scores, strict=True))},
-      )
-      for one, some in zip(chosen, options, strict=True)
-    ]  # fmt: skip
+    answers = []
+    for one, row in zip(chosen, rows, strict=True):
+      letters = list(row.options)
+      said = letters[one.index] if one.best == 1 else ""
+      told = {"options": dict(zip(letters, one.scores, strict=True)), "tied": one.best > 1}
+      answers.append(Answer(said, one.scores[one.index], None, told))
+    return answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring(Way):
   """How likely the references are: a bound on log p (see likelihood.py), nothing is written."""
 
+  name = "scoring"
   samples: int
 
   @property
@@ -195,16 +256,18 @@ class Scoring(Way):
     """As of any way; plain text is not cut, but scored in windows."""
     if question.prompt:
       return super().lay_out(question)
-    size = len(self.sampler.model.tokenizer.encode(question.reference))
-    return Row(question, None, size, False) if size else None
+    tokens = self._count(self.sampler.model.tokenizer.encode(question.reference))
+    return Row(question, None, tokens.all, False, reference=tokens) if tokens.all else None
 
   def answer(self, rows: Sequence[Row]) -> list[Answer]:
     """Scores the references; the texts of the answers stay empty."""
     how = dict(samples=self.samples, seed=self.seed, batch_size=self.batch_size)
-    texts = [row.question.reference for row in rows if row.ids is None]
-    bounds = iter(likelihood.text_bounds(self.sampler, texts, **how) if texts else ())
-    scores = iter(self.sampler.score_rows([row.ids for row in rows if row.ids], **how))
-    answers = []
+    plain, paired = [row for row in rows if row.ids is None], [row for row in rows if row.ids]
+    texts = [row.question.reference for row in plain]
+    numbers = lambda some: [row.question.number for row in some]
+    bounds = likelihood.text_bounds(self.sampler, texts, numbers=numbers(plain), **how)
+    scores = self.sampler.score_rows([r.ids for r in paired], numbers=numbers(paired), **how)
+    bounds, scores, answers = iter(bounds), iter(scores), []
     for row in rows:
       if row.ids is None:
         bound = next(bounds)
@@ -212,7 +275,8 @@ class Scoring(Way):
       else:
         score = next(scores)
         nats, error, tokens = -score.log_likelihood, score.standard_error, score.tokens
-      answers.append(Answer("", -nats, None, {"error": error, "tokens": tokens}))
+      told = {"error": error, "tokens": tokens, "unknown": row.reference.unknown}
+      answers.append(Answer("", -nats, None, told))
     return answers
 
 

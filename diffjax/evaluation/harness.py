@@ -9,6 +9,7 @@ is its own command with this model known to it; from Python, importing this modu
 import dataclasses
 import itertools
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -98,25 +99,41 @@ class HarnessModel(LM):
   ) -> list[tuple[float, bool]]:
     """(bound on log p(continuation | context) in nats, is_greedy) of each (context, continuation).
 
-    Contexts that are too long lose their start. Equal requests are computed once.
+    Contexts that are too long lose their start. Equal rows are computed once.
+
+    Raises:
+      UserError: a continuation has no tokens or does not fit, or two of one context are the same to
+        the tokenizer, which would tie.
     """
     pairs = [request.args for request in requests]
-    distinct = list(dict.fromkeys(pairs))
-    rows = [self._row(*pair) for pair in distinct]
-    shown = "" if disable_tqdm else "likelihood"
-    scores = self.sampler.score_rows(rows, progress=shown, **self._scoring)
+    rows = {pair: self._row(*pair) for pair in dict.fromkeys(pairs)}
+    key_of = {pair: (row.canvas_start, *row.tokens.tolist()) for pair, row in rows.items()}
+    meant: dict[tuple[str, tuple[int, ...]], str] = {}
+    for (context, continuation), key in key_of.items():
+      other = meant.setdefault((context, key), continuation.strip())
+      if other != continuation.strip():
+        raise UserError(
+          f"the continuations {other!r} and {continuation.strip()!r} are the same to this model's "
+          f"tokenizer, so likelihoods cannot choose; take a task that generates its answers"
+        )
+    distinct = {key: rows[pair] for pair, key in key_of.items()}
+    scores = self.sampler.score_rows(
+      list(distinct.values()), progress="" if disable_tqdm else "likelihood", **self._scoring
+    )
     self._note_errors(score.standard_error for score in scores)
-    greedy = self._are_greedy(rows)
-    answers = {
-      pair: (score.log_likelihood, is_greedy)
-      for pair, score, is_greedy in zip(distinct, scores, greedy, strict=True)
-    }
-    return self._cached("loglikelihood", pairs, [answers[pair] for pair in pairs])
+    greedy = self._are_greedy(list(distinct.values()))
+    found = zip((score.log_likelihood for score in scores), greedy, strict=True)
+    answers = dict(zip(distinct, found, strict=True))
+    return self._cached("loglikelihood", pairs, [answers[key_of[pair]] for pair in pairs])
 
   def loglikelihood_rolling(
     self, requests: Sequence[Instance], disable_tqdm: bool = False
   ) -> list[float]:
-    """The bound on log p(text </s>) of each (text,), in windows; see likelihood.text_bounds."""
+    """The bound on log p(text </s>) of each (text,), in windows; see likelihood.text_bounds.
+
+    Warns where tokens are unknown: what they stand for costs nothing, so that the bits per byte
+    that a task makes of these are too few.
+    """
     texts = [request.args[0] for request in requests]
     encode = self.sampler.model.tokenizer.encode
     distinct = [text for text in dict.fromkeys(texts) if encode(text)]
@@ -124,6 +141,12 @@ class HarnessModel(LM):
       self.sampler, distinct, progress="" if disable_tqdm else "likelihood", **self._scoring
     )
     self._note_errors(bound.error for bound in bounds)
+    if unknown := sum(bound.unknown for bound in bounds):
+      warnings.warn(
+        f"{unknown} of {sum(bound.tokens for bound in bounds)} tokens are unknown to this model's "
+        f"tokenizer: bits per byte, and perplexities per byte and per word, are too low",
+        stacklevel=2,
+      )
     nats = {text: -bound.nats for text, bound in zip(distinct, bounds, strict=True)}
     found = [nats.get(text, 0.0) for text in texts]  # of no tokens: certain
     return self._cached("loglikelihood_rolling", [(text,) for text in texts], found)

@@ -17,13 +17,17 @@ class TextBound(NamedTuple):
 
   Errors are standard errors of the bound's estimate: how far other masks would have moved it. They
   say nothing of the choice of texts.
+
+  An unknown token says not which text it stands for, so its likelihood is none of bytes or
+  characters: with one of them, bits per byte and per character are nan.
   """
 
   nats: float
   error: float  # of nats
   tokens: int  # each text's own, and one </s>
-  bytes: int  # in UTF-8
+  bytes: int  # in UTF-8, of the text as it stands, whatever the tokenizer makes of it
   characters: int
+  unknown: int = 0  # tokens that stand for text which the tokenizer has no piece for
 
   @property
   def per_token(self) -> float:
@@ -37,8 +41,8 @@ class TextBound(NamedTuple):
 
   @property
   def bits_per_byte(self) -> float:
-    """Bits per byte of UTF-8, which no tokenizer decides."""
-    return self.nats / math.log(2) / self.bytes
+    """Bits per byte of UTF-8, which no tokenizer decides; nan with unknown tokens."""
+    return math.nan if self.unknown else self.nats / math.log(2) / self.bytes
 
   @property
   def bits_per_byte_error(self) -> float:
@@ -47,8 +51,8 @@ class TextBound(NamedTuple):
 
   @property
   def bits_per_character(self) -> float:
-    """Bits per character."""
-    return self.nats / math.log(2) / self.characters
+    """Bits per character; nan with unknown tokens."""
+    return math.nan if self.unknown else self.nats / math.log(2) / self.characters
 
   @property
   def bits_per_character_error(self) -> float:
@@ -102,6 +106,7 @@ def text_bounds(
   seed: int = 0,
   batch_size: int = 32,
   progress: str = "",
+  numbers: Sequence[int] | None = None,
 ) -> list[TextBound]:
   """The bound on each text: log p(text </s>) = sum over windows log p(window | what it sees).
 
@@ -110,6 +115,7 @@ def text_bounds(
 
   Args:
     sampler, texts, samples, seed, batch_size, progress: see `text_bound`.
+    numbers: of the texts; see Sampler.score_rows.
 
   Raises:
     UserError: a text has no tokens.
@@ -119,7 +125,7 @@ def text_bounds(
     raise UserError("this model has no tokenizer, so it takes no text; score ids by score_rows")
   rows: list[features.Row] = []
   owners: list[int] = []
-  lengths: list[int] = []
+  encoded: list[list[int]] = []
   for number, text in enumerate(texts):
     ids = model.tokenizer.encode(text)
     if not ids:
@@ -127,10 +133,11 @@ def text_bounds(
     parts = windows(ids, model.contract, max_length=model.config.max_positions)
     rows += parts
     owners += [number] * len(parts)
-    lengths.append(len(ids) + 1)
+    encoded.append(ids)
   scores = sampler.score_rows(
-    rows, samples=samples, seed=seed, batch_size=batch_size, progress=progress
-  )
+    rows, samples=samples, seed=seed, batch_size=batch_size, progress=progress,
+    numbers=None if numbers is None else [numbers[owner] for owner in owners],
+  )  # fmt: skip
   by_text: list[list[Score]] = [[] for _ in texts]
   for owner, score in zip(owners, scores, strict=True):
     by_text[owner].append(score)
@@ -138,11 +145,12 @@ def text_bounds(
     TextBound(
       nats=-sum(score.log_likelihood for score in of_text),
       error=math.hypot(*(score.standard_error for score in of_text)),
-      tokens=length,
+      tokens=len(ids) + 1,
       bytes=len(text.encode()),
       characters=len(text),
+      unknown=ids.count(model.tokenizer.unk_id),
     )
-    for text, length, of_text in zip(texts, lengths, by_text, strict=True)
+    for text, ids, of_text in zip(texts, encoded, by_text, strict=True)
   ]
 
 

@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -98,9 +99,12 @@ class _Mean(Metric):
           f"the reference {reference[:60]!r} has none of what this metric compares "
           f"({self.signature}); choose another metric, or mend the reference"
         )
-    count = len(values)
-    error = float(np.std(values, ddof=1)) / count**0.5 if errors and count > 1 else None
-    return sum(values) / count, error
+    count, value = len(values), sum(values) / len(values)
+    if not errors or count < 2:
+      return value, None
+    if values in ([0.0] * count, [100.0] * count):
+      return value, 100 / (count + 1)  # of none or all: as far as Wilson's interval of z = 1 goes
+    return value, float(np.std(values, ddof=1)) / count**0.5
 
 
 class _Corpus(Metric):
@@ -180,20 +184,31 @@ def f1(text: str, reference: str) -> float:
   return 2 * shared / (len(said) + len(meant))
 
 
-# A minus is a sign where it stands behind no number, word or bracket; commas are of thousands.
+# A minus is a sign where it stands behind no number, word or bracket; apart from its number, where
+# nothing could be taken from: at the start, after "=", ":", "#", "is". Commas are of thousands.
+_MINUS = "[-\u2212\u2013]"
 _NUMBER = re.compile(
-  r"(?P<sign>(?<![\w.,)])[-\u2212][$\u20ac\u00a3]?|[$\u20ac\u00a3][-\u2212])?"
+  rf"(?:(?:^|[=:#]|\bis\b)\s*(?P<apart>{_MINUS})\s+)?"
+  r"(?:(?:\d+/){2,})?"  # of a date, whose last part is no divisor
+  rf"(?P<sign>(?<![\w.,)]){_MINUS}[$\u20ac\u00a3]?|[$\u20ac\u00a3]{_MINUS})?"
   r"(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+  r"(?P<exponent>[eE][-+]?\d{1,3}(?!\d))?"
+  r"(?:/(?P<divisor>0*[1-9]\d*)(?![\d/]))?"
 )
 
 
-def last_number(text: str) -> Decimal | None:
-  """The last number of a text in English notation, exact: -5, $1,234.50, .5; "5." is 5."""
+def last_number(text: str) -> Fraction | None:
+  """The last number of a text in English notation, exact: -5, $1,234.50, .5, 3/4, 1e5; "5." is 5.
+
+  The German 1.234,5 is not read as such: its last number is 5.
+  """
   found = list(_NUMBER.finditer(text))
   if not found:
     return None
-  size = Decimal(found[-1]["digits"].replace(",", ""))
-  return -size if found[-1]["sign"] else size
+  last = found[-1]
+  size = Fraction(Decimal(last["digits"].replace(",", "") + (last["exponent"] or "")))
+  size /= int(last["divisor"] or 1)
+  return -size if last["sign"] or last["apart"] else size
 
 
 def number(text: str, reference: str) -> float | None:
@@ -202,20 +217,23 @@ def number(text: str, reference: str) -> float | None:
   return None if meant is None else float(last_number(text) == meant)
 
 
+_APART = r"(?<![\w'-])([{0}])(?![\w'-])"  # a word by itself, which the X of X-ray is not
 _LETTERS = (
   re.compile(r"^\W*([A-Za-z])\W*$"),  # nothing else
-  re.compile(r"\(([A-Za-z])\)"),
-  re.compile(r"[Aa]nswer(?: is)?:? ?([A-Z])\b"),
-  re.compile(r"^\W*([A-Z])(?=[.:,)])"),
-  re.compile(r"\b([B-HJ-Z])\b"),  # A and I are words too
-  re.compile(r"\b([AI])\b"),
+  # A small letter is one where nothing follows: "the answer is a cat" names none.
+  re.compile(r"(?i:\b(?:answer|option)(?:\s+is)?\b)\s*:?\s*\(?(?:([A-Z])\b(?!['-])|([a-z])\W*$)"),
+  re.compile(r"(?<!\w)\(([A-Z])\)"),
+  re.compile(r"^\W*(?:([A-Z])(?=[.:)])|([A-HJ-Z])(?=,))"),
+  re.compile(_APART.format("B-HJ-Z")),
+  re.compile(_APART.format("AI") + r"\W*$"),  # within a sentence these are words
+  re.compile(r"(?<!\w)\(([a-z])\)"),
 )
 
 
 def answer_letter(text: str) -> str | None:
-  """The option that a text names: alone, in brackets, after "answer is", or a word by itself."""
+  """The option that a text names: alone, after "answer is", in brackets, or a word by itself."""
   matches = (pattern.search(text) for pattern in _LETTERS)
-  return next((match[1].upper() for match in matches if match), None)
+  return next((match[match.lastindex].upper() for match in matches if match), None)
 
 
 def letter(text: str, reference: str) -> float | None:
@@ -239,6 +257,8 @@ METRICS: dict[str, Metric] = {
   "exact_match": _Mean(exact_match, lambda: "equal but for outer space|case:mixed"),
   # Cased, 13a tokens, exponential smoothing (1804.08771).
   "bleu": _Corpus(lambda: BLEU(force=True), least_words=_BLEU_ORDER),
+  # The tokens of the paper's WMT14 scores.
+  "bleu_intl": _Corpus(lambda: BLEU(tokenize="intl", force=True), least_words=_BLEU_ORDER),
   "bleu_lowercase": _Corpus(lambda: BLEU(lowercase=True, force=True), least_words=_BLEU_ORDER),
   "chrf": _Corpus(CHRF, least_words=1),
   "rouge_1": _rouge("rouge1"),
@@ -251,6 +271,6 @@ METRICS: dict[str, Metric] = {
   ),
   "f1": _Mean(f1, lambda: "bag of words|SQuAD normalisation"),
   "squad_exact": _Mean(squad_exact, lambda: "equal|SQuAD normalisation"),
-  "number": _Mean(number, lambda: "last number|exact decimal"),
+  "number": _Mean(number, lambda: "last number|exact"),
   "letter": _Mean(letter, lambda: "first answer letter"),
 }

@@ -4,6 +4,7 @@ A file's name ends with a hash of all that decides its lines: the model's weight
 the settings. So lines of one file always belong together, and what is there is done.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ class Predictions:
     index, count = share
     self.path = path
     self._own = path if count == 1 else path.with_suffix(f".{index}-of-{count}.jsonl")
-    self._shares = sorted(path.parent.glob(f"{path.stem}.*-of-*.jsonl"))
+    self._shares = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*-of-*.jsonl"))
     self.lines: dict[int, dict[str, Any]] = {}
     for file in {path, self._own, *self._shares}:
       self.lines |= {line["number"]: line for line in _read(file)}

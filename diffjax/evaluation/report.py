@@ -14,6 +14,7 @@ ERRORS = "± is the standard error over examples, of likelihoods that over masks
 
 _SAMPLES = 8  # of each result
 _LONGEST = 4000  # characters of a text in a sample
+_MUCH_UNKNOWN = 1.0  # percent of the tokens
 
 
 def write_page(directory: Path) -> Path:
@@ -63,22 +64,31 @@ def noise_plot(measured: Mapping[str, Mapping[str, Any]]) -> plots.Plot | None:
 def steps_plots(results: Sequence[tuple[str, Mapping[str, Any]]]) -> list[plots.Plot]:
   """Score by decoding steps, one plot a metric, of what was decoded with several numbers of them.
 
+  Points of one line were asked the same; of lines that differ in that alone, the one of the most
+  examples is drawn. The samples of a likelihood are no decoding steps.
+
   Args:
     results: (label of the model, result); other labels, other lines.
   """
-  groups: dict[str, list[tuple[dict[str, str], Mapping[str, Any]]]] = {}
+  groups: dict[str, dict[Any, list[tuple[dict[str, str], Mapping[str, Any]]]]] = {}
   for label, result in results:
+    if runs.way_of(result) != "writing":
+      continue
     facts = {"task": result["task"], "model": label, "shots": runs.shots_of(result)}
-    facts["length"] = f"{result.get('length', 'unknown')} length"
+    facts["length"] = f"{runs.length_of(result)} length"
     settings = {n: v for n, v in result.get("settings", {}).items() if n != "num_steps"}
     facts |= {n: str(v) if n == "strategy" else f"{n} {v}" for n, v in settings.items()}
     metric, value, _ = runs.main_score(result)
     if value is not None:
-      groups.setdefault(json.dumps([metric, facts]), []).append((facts, result))
+      asked = (result.get("questions_sha256"), result.get("examples"))
+      of = groups.setdefault(json.dumps([metric, facts]), {})
+      of.setdefault(asked, []).append((facts, result))
   by_metric: dict[str, list[tuple[dict[str, str], Mapping[str, Any]]]] = {}
-  for key, members in groups.items():
-    if len({result["num_steps"] for _, result in members}) > 1:
-      by_metric.setdefault(json.loads(key)[0], []).extend(members)
+  for key, of in groups.items():
+    lines = [line for line in of.values() if len({result["num_steps"] for _, result in line}) > 1]
+    if lines:
+      most = max(lines, key=lambda line: line[0][1].get("examples") or 0)
+      by_metric.setdefault(json.loads(key)[0], []).extend(most)
   return [_steps_plot(metric, members) for metric, members in by_metric.items()]
 
 
@@ -156,8 +166,8 @@ def _caption(model: Mapping[str, Any]) -> str:
 
 def _overview(results: Sequence[Mapping[str, Any]]) -> pages.Markup:
   head = (
-    "task", "shots", "length", "steps", "examples", "truncated", "left out", "metric", "score",
-    "others", "network calls", "seconds",
+    "task", "shots", "length", "steps", "examples", "truncated", "left out", "unknown tokens",
+    "metric", "score", "others", "network calls", "seconds",
   )  # fmt: skip
   rows = []
   for result in results:
@@ -169,14 +179,21 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> pages.Markup:
     )
     rows.append(
       (
-        result["task"], result.get("shots"), result.get("length"), result["num_steps"],
+        result["task"], result.get("shots"), runs.length_of(result), result["num_steps"],
         result.get("examples"), result.get("truncated") or "", result.get("left_out") or "",
-        runs.metric_name(main), pages.value(value, error), others,
+        _unknown(result), runs.metric_name(main), pages.value(value, error), others,
         _short(result.get("network_calls")), _short(result.get("seconds")),
       )
     )  # fmt: skip
   errors = f"{ERRORS}." if results else "Nothing was evaluated yet."
+  if any((result.get("unknown_tokens") or 0) > _MUCH_UNKNOWN for result in results):
+    errors += " Unknown tokens hide their text from the model: such scores say little."
   return pages.Markup(pages.table(head, rows) + pages.paragraph(errors, quiet=True))
+
+
+def _unknown(result: Mapping[str, Any]) -> str:
+  share = result.get("unknown_tokens")
+  return f"{pages.value(share)} %" if share else ""
 
 
 def _short(number: float | None) -> str:
@@ -192,14 +209,19 @@ def _result(directory: Path, result: Mapping[str, Any]) -> pages.Markup:
     )
     for name, s in result["scores"].items()
   ]  # fmt: skip
+  if main.startswith(runs.MACRO):
+    told = "" if error is None else f"{error:.3g}"
+    scores.insert(0, (runs.metric_name(main), pages.value(value), told, ""))
   score = f"{runs.metric_name(main)} {pages.value(value, error)}"
+  way, plain = runs.way_of(result), main.removeprefix(runs.MACRO)
+  counted = "steps" if way == "writing" else "samples"
   return pages.details(
-    f"{result['task']}, {runs.shots_of(result)}, {result['num_steps']} steps, "
-    f"{result.get('length', 'unknown')} length: {score}",
+    f"{result['task']}, {runs.shots_of(result)}, {result['num_steps']} {counted}, "
+    f"{runs.how_of(way, runs.length_of(result))}: {score}",
     pages.table(("metric", "value", "standard error", "signature"), scores),
     pages.facts(_facts(result)),
-    _groups(result, main),
-    _samples(directory, result, main),
+    _groups(result, plain),
+    _samples(directory, result, plain),
     of_class="result",
   )
 
@@ -216,12 +238,22 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     in_paper = (result.get("examples_in_paper") or {}).get("")
     counts = f"{result.get('examples')} of {result['examples_in_files']} in the files"
     yield "examples", counts + (f", {in_paper} in the paper's" if in_paper else "")
+  if "unknown_tokens" in result:
+    yield "unknown tokens", f"{pages.value(result['unknown_tokens'])} % of prompts and references"
+  if files := result.get("files"):
+    yield "files", files if isinstance(files, str) else ", ".join(map(str, files))
+  if "questions_sha256" in result:
+    yield "questions", f"SHA-256 {result['questions_sha256']}"
+  yield from _made_by(result)
   if "command" in result:
     yield "command", pages.Markup(f"<pre>{pages.escaped(result['command'])}</pre>")
 
 
 def _groups(result: Mapping[str, Any], main: str) -> str:
-  """A row a group, with bars behind percentages of the main metric, and the mean over groups."""
+  """A row a group, with bars behind percentages of the main metric, and the mean over groups.
+
+  Each value has its standard error, where the report has it.
+  """
   groups, macro = result.get("groups") or {}, result.get("macro") or {}
   if len(groups) < 2:
     return ""
@@ -230,20 +262,26 @@ def _groups(result: Mapping[str, Any], main: str) -> str:
   rows = [
     (
       name, group.get("examples"), in_paper.get(name),
-      *(_scored(group["scores"], metric, main) for metric in metrics),
+      *(_scored(group["scores"], group.get("errors"), metric, main) for metric in metrics),
     )
     for name, group in sorted(groups.items())
   ]  # fmt: skip
-  rows.append(("mean over groups", "", "", *(_scored(macro, name, "") for name in metrics)))
+  means = (_scored(macro, result.get("macro_errors"), name, "") for name in metrics)
+  rows.append(("mean over groups", "", "", *means))
   head = ("group", "examples", "in the paper's files", *map(runs.metric_name, metrics))
   return pages.details(f"{len(groups)} groups", pages.table(head, rows))
 
 
-def _scored(scores: Mapping[str, float | None], name: str, main: str) -> str:
+def _scored(
+  scores: Mapping[str, float | None],
+  errors: Mapping[str, float | None] | None,
+  name: str,
+  main: str,
+) -> str:
   value = scores.get(name)
   if value is None:
     return ""
-  shown = pages.value(value)
+  shown = pages.value(value, (errors or {}).get(name))
   return pages.bar(value, shown) if name == main and 0 <= value <= 100 else shown
 
 
@@ -286,7 +324,6 @@ def _cut(text: object) -> str:
 
 
 def _origin(report: Mapping[str, Any]) -> pages.Markup:
-  versions = ", ".join(f"{name} {v}" for name, v in (report.get("versions") or {}).items())
   model = report["model"]
   mixture = ", ".join(map(str, model.get("mixture") or ())) or "not told"
   return pages.facts(
@@ -294,7 +331,14 @@ def _origin(report: Mapping[str, Any]) -> pages.Markup:
       ("command", pages.Markup(f"<pre>{pages.escaped(report.get('command', 'not told'))}</pre>")),
       ("model", model["path"]),
       ("trained on", mixture),
-      ("versions", versions or "not told"),
-      ("device", report.get("device", "not told")),
+      *_made_by(report),
     ]
   )
+
+
+def _made_by(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+  """Versions and device, of a report or of one result, as far as they are told."""
+  if versions := record.get("versions"):
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+  if "device" in record:
+    yield "device", record["device"]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,7 +16,9 @@ from diffjax.types import UserError
 
 REPORT_FILE = "report.json"  # of an evaluation
 METRICS_FILE = "metrics.jsonl"  # of a run
+MACRO = "macro_"  # before the name of a metric: its mean over groups, each weighing the same
 
+_OWN = ("validation", "test")  # the names of a run's own examples, as tasks
 _EVALUATION = "evaluation"  # where a run's own evaluation lies
 _PROCESS = {"absorbing": "diffusion", "next_token": "autoregressive"}
 _SHOWN = {
@@ -58,6 +60,32 @@ class Run:
     if self.mixture is None:
       return "unknown data"
     return self.mixture[0] if len(self.mixture) == 1 else f"{len(self.mixture)} tasks"
+
+
+class Point(NamedTuple):
+  """One score of one run."""
+
+  run: Run
+  task: str
+  shots: str
+  metric: str
+  way: str
+  length: str
+  questions: str  # tells them apart where the runs were asked different ones; else empty
+  value: float
+  error: float | None
+  result: Mapping[str, Any]
+
+  @property
+  def how(self) -> tuple[str, str, str]:
+    """What all points of one figure share: metric, way and length."""
+    return self.metric, self.way, self.length
+
+  @property
+  def evaluation(self) -> str:
+    """What was evaluated, and how, for people."""
+    parts = (self.task, self.shots, how_of(self.way, self.length), self.questions)
+    return ", ".join(filter(None, parts))
 
 
 def read_runs(directories: Sequence[Path]) -> tuple[Run, ...]:
@@ -167,14 +195,22 @@ def read_report(directory: Path) -> dict[str, Any]:
 
 def metric_name(metric: str) -> str:
   """As people write it."""
+  if metric.startswith(MACRO):
+    return f"{metric_name(metric.removeprefix(MACRO))}, mean over groups"
   return _SHOWN.get(metric, metric.replace("_", " "))
 
 
 def main_score(result: Mapping[str, Any]) -> tuple[str, float | None, float | None]:
-  """Name, value and standard error of a result's main metric."""
+  """Name, value and standard error of a result's main metric.
+
+  Where its suite averages over groups, the name begins with MACRO.
+  """
   name = result["metric"]
   if name not in result["scores"] and result["scores"]:
     name = next(iter(result["scores"]))  # 'likelihood' is told in several units
+  if result.get("average") == "macro":
+    means, errors = (result.get(part) or {} for part in ("macro", "macro_errors"))
+    return f"{MACRO}{name}", means.get(name), errors.get(name)
   score = result["scores"].get(name, {})
   return name, score.get("value"), score.get("error")
 
@@ -182,6 +218,72 @@ def main_score(result: Mapping[str, Any]) -> tuple[str, float | None, float | No
 def shots_of(result: Mapping[str, Any]) -> str:
   """As in 2-shot."""
   return f"{result.get('shots', 0)}-shot"
+
+
+def way_of(result: Mapping[str, Any]) -> str:
+  """How it was answered: by writing, choosing or scoring. Older reports tell it by the strategy."""
+  if way := result.get("way"):
+    return way
+  if result.get("settings", {}).get("strategy") != "likelihood":
+    return "writing"
+  return "scoring" if result["metric"] == "likelihood" else "choosing"
+
+
+def length_of(result: Mapping[str, Any]) -> str:
+  """That of the canvas: gold, predicted or as in 32-token; options, where these are compared."""
+  if way_of(result) == "choosing":
+    return "options"
+  canvas = result.get("canvas")
+  return f"{canvas}-token" if isinstance(canvas, int) else str(result.get("length", "unknown"))
+
+
+def how_of(way: str, length: str) -> str:
+  """A way and a length for people."""
+  likelihood = {"choosing": "likelihood of the options", "scoring": "likelihood"}
+  return likelihood.get(way, f"{length} length")
+
+
+def points_of(runs: Sequence[Run]) -> Iterator[Point]:
+  """What runs scored: a point for each run and evaluation, and for each group of its own examples.
+
+  The same evaluation are equal task, shots, metric, way, length and questions. Of several results
+  of one the one of the most examples is taken, then the one of the most steps, then the last.
+  Reports that do not say which questions were asked count as asked those of the others, unless
+  these differ among themselves.
+  """
+  asked: dict[tuple[str, str], set[str]] = {}
+  for result in (result for run in runs for result in run.results):
+    known = asked.setdefault((result["task"], shots_of(result)), set())
+    known |= {result["questions_sha256"]} if result.get("questions_sha256") else set()
+  extent = lambda result: (result.get("examples") or 0, result["num_steps"])
+  for run in runs:
+    chosen: dict[tuple[str, ...], Point] = {}
+    for result in run.results:
+      metric, value, error = main_score(result)
+      if value is None:
+        continue
+      what = (result["task"], shots_of(result))
+      questions = f"questions {asked_of(result)}" if len(asked[what]) > 1 else ""
+      key = (*what, metric, way_of(result), length_of(result), questions)
+      held = chosen.get(key)
+      if held is None or extent(result) >= extent(held.result):
+        chosen[key] = Point(run, *key, value, error, result)
+    for point in chosen.values():
+      yield point
+      groups = point.result.get("groups") or {}
+      if point.task in _OWN and len(groups) > 1:
+        for name, group in groups.items():
+          metric = point.metric.removeprefix(MACRO)
+          value, error = ((group.get(of) or {}).get(metric) for of in ("scores", "errors"))
+          if value is not None:
+            yield point._replace(
+              task=f"{point.task}/{name}", metric=metric, value=value, error=error
+            )
+
+
+def asked_of(result: Mapping[str, Any]) -> str:
+  """The first of the fingerprint of its questions."""
+  return (result.get("questions_sha256") or "not told")[:8]
 
 
 def validations(run: Path) -> list[dict[str, Any]]:

@@ -4,33 +4,20 @@ Everything is read from the runs' directories; what a figure lacks is named and 
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from diffjax.evaluation import plots, report
-from diffjax.evaluation.runs import Run, main_score, metric_name, shots_of
+from diffjax.evaluation.runs import Point, Run, asked_of, how_of, metric_name, points_of
 
 # What may differ between two runs that are compared for their start or their process.
 _FREE = ("init_from", "seed", "evaluation.", "training.log_every", "training.checkpoint_every",
          "training.keep_checkpoints", "training.eval_every", "compute.", "mesh.", "model.",
          "data.workers", "training.microbatches")  # fmt: skip
-_OWN = ("validation", "test")  # the names of a run's own examples, as tasks
 _LONGEST = 60  # characters of a field's value in a note
 _FREE_OF_PROCESS = (*_FREE, "diffusion.", "data.end_padding")
-
-
-class Point(NamedTuple):
-  """One score of one run."""
-
-  run: Run
-  task: str
-  shots: str
-  metric: str
-  length: str
-  value: float
-  error: float | None
-  result: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +43,9 @@ class Study:
 
 def make(runs: Sequence[Run]) -> Study:
   """Everything that can be drawn from these runs."""
-  points = tuple(_points(runs))
+  points = tuple(points_of(runs))
   figures: list[Drawn] = []
-  missing = [line for run in runs for line in run.missing]
+  missing = [line for run in runs for line in run.missing] + _asked_apart(points)
   parts = (
     _by_size(points), _by_start(points), _by_mixture(points), _by_process(points),
     _losses(runs), _by_steps(runs),
@@ -69,29 +56,17 @@ def make(runs: Sequence[Run]) -> Study:
   return Study(tuple(runs), points, tuple(figures), tuple(dict.fromkeys(missing)))
 
 
-def _points(runs: Sequence[Run]) -> Iterator[Point]:
-  """One a run, task, shots, metric and length: of several, the one with the most steps.
-
-  The groups of a run's own examples are tasks themselves, and have a point each.
-  """
-  for run in runs:
-    chosen: dict[tuple[str, ...], Point] = {}
-    for result in run.results:
-      metric, value, error = main_score(result)
-      if value is None:
-        continue
-      key = (result["task"], shots_of(result), metric, result.get("length", "unknown"))
-      held = chosen.get(key)
-      if held is None or result["num_steps"] >= held.result["num_steps"]:
-        chosen[key] = Point(run, *key, value, error, result)
-    for point in chosen.values():
-      yield point
-      groups = point.result.get("groups") or {}
-      if point.task in _OWN and len(groups) > 1:
-        for name, group in groups.items():
-          value = group["scores"].get(point.metric)
-          if value is not None:
-            yield point._replace(task=f"{point.task}/{name}", value=value, error=None)
+def _asked_apart(points: Sequence[Point]) -> list[str]:
+  """A line for each task whose questions were not the same for all."""
+  different: dict[str, dict[str, None]] = {}
+  for point in points:
+    if point.questions:
+      what = f"{point.result['task']}, {point.shots}"
+      different.setdefault(what, {})[point.questions] = None
+  return [
+    f"{what} is not one evaluation: {', '.join(names)}. Each is compared by itself."
+    for what, names in different.items()
+  ]
 
 
 def _by_size(points: Sequence[Point]) -> tuple[list[Drawn], list[str]]:
@@ -152,15 +127,15 @@ def _pairs(
   groups: dict[tuple[Any, ...], list[Point]] = {}
   for point in points:
     if point.run.shape[1]:
-      what = (point.metric, point.length, point.task, point.shots)
+      what = (point.task, point.shots, point.questions)
       of = (point.run.shape, other(point.run), point.run.mixture)
-      groups.setdefault((*what, *of), []).append(point)
-  by_metric: dict[tuple[str, str], list[list[Point]]] = {}
-  for (metric, length, *_), members in groups.items():
+      groups.setdefault((point.how, *what, *of), []).append(point)
+  by_how: dict[tuple[str, str, str], list[list[Point]]] = {}
+  for (how, *_), members in groups.items():
     if {side(point.run) for point in members} >= set(sides):
-      by_metric.setdefault((metric, length), []).append(members)
+      by_how.setdefault(how, []).append(members)
   drawn = []
-  for (metric, length), rows in by_metric.items():
+  for (metric, *how), rows in by_how.items():
     rows.sort(key=lambda row: (row[0].task, row[0].shots, row[0].run.parameters or 0))
     labels = plots.told_apart([_row_facts(row[0]) | {"other": other(row[0].run)} for row in rows])
     places = [
@@ -173,18 +148,25 @@ def _pairs(
     tasks = {row[0].task for row in rows}
     subject = f", {tasks.pop()}" if len(tasks) == 1 else ""
     plot = plots.Plot(
-      _file_name(name, metric, length), f"{title}{subject}", metric_name(metric), "",
+      _file_name(name, metric, *how), f"{title}{subject}", metric_name(metric), "",
       plots.grouped(places), rows=tuple(labels),
     )  # fmt: skip
-    notes = (f"Canvas of {length} length.", *_differences(rows, free))
-    drawn.append(Drawn(plot, notes))
+    drawn.append(Drawn(plot, (_told(*how), *_differences(rows, free))))
   lack = f"{title}: no task was evaluated in the same way for both at equal shape and data."
   return drawn, [] if drawn else [lack]
 
 
 def _row_facts(point: Point) -> dict[str, str]:
   run = point.run
-  return {"task": point.task, "shots": point.shots, "size": run.size, "mixture": run.tasks}
+  return {
+    "task": point.task, "shots": point.shots, "questions": point.questions, "size": run.size,
+    "mixture": run.tasks,
+  }  # fmt: skip
+
+
+def _told(way: str, length: str) -> str:
+  told = how_of(way, length)
+  return f"Canvas of {told}." if way == "writing" else f"By {told}."
 
 
 def _differences(rows: Sequence[Sequence[Point]], free: Sequence[str]) -> tuple[str, ...]:
@@ -230,7 +212,7 @@ _SIZE = _Axis(
   label="parameters",
   title="{task} by size",
   place=lambda run: run.parameters,
-  facts=lambda point: _facts(point.run) | {"mixture": point.run.tasks, "shots": point.shots},
+  facts=lambda point: _facts(point) | {"mixture": point.run.tasks},
   free=_FREE,
   log_x=True,
 )
@@ -239,22 +221,28 @@ _TASKS = _Axis(
   label="instruction tasks",
   title="{task} by number of instruction tasks",
   place=lambda run: len(run.mixture),
-  facts=lambda point: _facts(point.run) | {"size": point.run.size, "shots": point.shots},
+  facts=lambda point: _facts(point) | {"size": point.run.size},
   free=(*_FREE, "data.train."),
   log_x=False,
 )
 
 
 def _lines(points: Sequence[Point], axis: _Axis, lack: str) -> tuple[list[Drawn], list[str]]:
-  """A panel for each task, metric and length that is there at two places of the axis."""
-  panels: dict[tuple[str, str, str], list[Point]] = {}
+  """A panel for each task and way of measuring it that is there at two places of the axis.
+
+  Points that were asked other questions than all others are left out: nothing compares to them.
+  """
+  panels: dict[tuple[Any, ...], dict[str, list[Point]]] = {}
   for point in points:
-    panels.setdefault((point.task, point.metric, point.length), []).append(point)
-  drawn = [
-    _panel(members, axis)
-    for members in panels.values()
-    if len({axis.place(point.run) for point in members}) > 1
-  ]
+    panel = panels.setdefault((point.task, *point.how), {})
+    panel.setdefault(point.questions, []).append(point)
+  drawn = []
+  for panel in panels.values():
+    comparable = [
+      members for members in panel.values() if len({axis.place(point.run) for point in members}) > 1
+    ]
+    if comparable:
+      drawn.append(_panel(list(itertools.chain(*comparable)), axis))
   return drawn, [] if drawn else [lack]
 
 
@@ -267,7 +255,7 @@ def _panel(members: Sequence[Point], axis: _Axis) -> Drawn:
     places.append((label, float(axis.place(point.run)), point.value, point.error))
   first = members[0]
   plot = plots.Plot(
-    _file_name(axis.name, first.task, first.metric, first.length),
+    _file_name(axis.name, first.task, *first.how),
     axis.title.format(task=first.task),
     axis.label,
     metric_name(first.metric),
@@ -275,7 +263,7 @@ def _panel(members: Sequence[Point], axis: _Axis) -> Drawn:
     log_x=axis.log_x,
   )
   notes = [*_decoding_notes(members), *_training_notes(by_label.values(), axis.free)]
-  return Drawn(plot, (f"Canvas of {first.length} length.", *dict.fromkeys(notes)))
+  return Drawn(plot, (_told(first.way, first.length), *dict.fromkeys(notes)))
 
 
 def _decoding_notes(points: Sequence[Point]) -> list[str]:
@@ -284,6 +272,9 @@ def _decoding_notes(points: Sequence[Point]) -> list[str]:
   for task in dict.fromkeys(point.task for point in points):
     of_task = [point for point in points if point.task == task]
     notes += _unequal(f"{task}: examples", [p.result.get("examples") for p in of_task])
+    for shots in dict.fromkeys(point.shots for point in of_task):
+      asked = [asked_of(point.result) for point in of_task if point.shots == shots]
+      notes += _unequal(f"{task}, {shots}: questions", asked)
     for process in dict.fromkeys(point.run.process for point in of_task):
       results = [point.result for point in of_task if point.run.process == process]
       strategies = [result.get("settings", {}).get("strategy") for result in results]
@@ -309,8 +300,11 @@ def _training_notes(lines: Iterable[Sequence[Run]], free: Sequence[str]) -> list
   return [f"Not equal within a line: {', '.join(fields)}."] if fields else []
 
 
-def _facts(run: Run) -> dict[str, str]:
-  return {"process": run.process, "start": run.start}
+def _facts(point: Point) -> dict[str, str]:
+  run = point.run
+  return {
+    "process": run.process, "start": run.start, "shots": point.shots, "questions": point.questions
+  }  # fmt: skip
 
 
 def _file_name(*parts: str) -> str:

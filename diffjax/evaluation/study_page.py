@@ -87,7 +87,9 @@ def _record(study: Study, files: list[str], command: str) -> dict[str, Any]:
         "task": point.task,
         "shots": point.shots,
         "metric": point.metric,
+        "way": point.way,
         "length": point.length,
+        "questions_sha256": point.result.get("questions_sha256"),
         "num_steps": point.result["num_steps"],
         "examples": point.result.get("examples"),
         "value": point.value,
@@ -163,8 +165,7 @@ def _scores(study: Study) -> str:
     return ""
   cells: dict[str, dict[str, str]] = {}
   for point in study.points:
-    metric = metric_name(point.metric)
-    way = f"{point.task}, {point.shots}, {point.length} length, {metric}"
+    way = f"{point.evaluation}, {metric_name(point.metric)}"
     cells.setdefault(way, {})[point.run.name] = pages.value(point.value, point.error)
   names, ways = [run.name for run in study.runs if run.results], list(cells)
   if len(names) <= len(ways):
@@ -174,6 +175,5 @@ def _scores(study: Study) -> str:
     rows = [(name, *(cells[way].get(name, "") for way in ways)) for name in names]
     made = pages.table(("run", *ways), rows)
   return made + pages.paragraph(
-    f"{report.ERRORS}. Of several numbers of decoding steps, the highest.",
-    quiet=True,
+    f"{report.ERRORS}. Of several numbers of decoding steps, the highest.", quiet=True
   )

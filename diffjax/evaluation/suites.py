@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from diffjax.config import SourceConfig
 from diffjax.data import sources
@@ -38,6 +38,8 @@ class Questions(NamedTuple):
   total: int  # in the files, of which `asked` may be a part
   fingerprint: str  # SHA-256; another one: other questions
   expected: Mapping[str, int]  # group -> questions in the paper's file; "" for all together
+  files: tuple[str, ...] = ()  # where they stand
+  sizes: Mapping[str, int] = {}  # group -> questions in its own file, where it has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Suite:
   demonstrations: str = ""  # a file of the training split, for a task's few shots
   subjects: str = ""  # a JSON list of the group of every line
   expected: Mapping[str, int] = dataclasses.field(default_factory=dict)  # see Questions
-  stand_in: str = ""  # read where there are no such files, without shots; not the paper's questions
+  average: Literal["micro", "macro"] = "micro"  # what is told first: over examples, or over groups
 
 
 _TRANSLATION = ("bleu", "chrf", "bleu_lowercase")
@@ -69,6 +71,7 @@ SUITES: dict[str, Suite] = {
     "instruct/bbh-nlp.{shots}-shot.{group}.jsonl",
     ("exact_match", "letter"),
     1,
+    average="macro",
     expected={
       "": 14052, "hyperbaton": 10000, "formal_fallacies": 2840, "snarks": 36,
       "penguins_in_a_table": 29,
@@ -88,8 +91,16 @@ SUITES: dict[str, Suite] = {
     expected={"en": 250, "de": 250, "zh": 250},
   ),
   "iwslt14": Suite(
-    "iwslt14/test.deen.{shots}-shot.jsonl", _TRANSLATION, 50,
-    expected={"": 6750}, stand_in="iwslt14/valid.deen.jsonl",
+    "iwslt14/test.deen.{shots}-shot.jsonl", _TRANSLATION, 50, expected={"": 6750}
+  ),
+  "iwslt14_validation": Suite("iwslt14/valid.deen.jsonl", _TRANSLATION, 50),
+  "wmt14": Suite(
+    "wmt14/test.en", ("bleu_intl", *_TRANSLATION), 50,
+    task="translation_en_de", targets="wmt14/test.de", expected={"": 3003},
+  ),
+  "gigaword": Suite(
+    "gigaword/test.jsonl", ("rouge_l", "rouge_1", "rouge_2", "rouge_l_paper"), 50,
+    task="summarisation",
   ),
   "gsm8k": Suite(
     "gsm8k/test.jsonl", ("number",), 50,
@@ -123,28 +134,37 @@ def load(name: str, data_dir: Path, *, shots: int = 0, limit: int = 0) -> Questi
     UserError: no such suite or files, a suite without demonstrations for so many shots, a bad line.
   """
   suite = find(name)
-  if suite.task and shots and not suite.demonstrations:
+  if shots and "{shots}" not in suite.files and not suite.demonstrations:
     raise UserError(f"task {name!r} with {shots} shots: it shows no demonstrations; use --shots=0")
-  expected, files = suite.expected, _files(suite.files, data_dir, shots)
-  if not files and suite.stand_in and not shots:
-    expected, files = {}, _files(suite.stand_in, data_dir, shots)
+  files = _files(suite.files, data_dir, shots)
   if not files:
     wanted = suite.files.replace("{shots}", str(shots)).replace("{group}", "*")
+    other = f"{name}_validation"
     raise UserError(
       f"task {name!r} with {shots} shots: {data_dir} has no {wanted}, plain or .gz; put or link "
       f"the files there, or name another --data-dir"
+      + (f", or --tasks={other}" if other in SUITES else "")
     )
-  opened = [sources.open_source(_section(path, suite, data_dir, shots)) for path in files.values()]
+  sections = [_section(path, suite, data_dir, shots) for path in files.values()]
+  found = _questions(sections, list(files), expected=suite.expected, limit=limit)
   if not suite.subjects:
-    return _questions(opened, list(files), expected=expected, limit=limit)
-  subjects = _subjects(data_dir / suite.subjects, len(opened[0]))
-  found = _questions(opened, [""], expected=expected, limit=limit)
+    return found
+  subjects = _subjects(data_dir / suite.subjects, found.total)
   return found._replace(asked=[q._replace(group=subjects[q.number]) for q in found.asked])
 
 
 def of_source(section: SourceConfig, *, limit: int = 0) -> Questions:
   """The questions of one source, grouped by its examples' tasks. Raises UserError."""
-  return _questions([sources.open_source(section)], [None], expected={}, limit=limit)
+  return _questions([section], [None], expected={}, limit=limit)
+
+
+def describe(section: SourceConfig) -> tuple[str, ...]:
+  """The files of a source and of its parts; of what has none, its name or kind."""
+  if section.kind == "mixture":
+    return tuple(name for part in section.parts for name in describe(part))
+  if not section.path:
+    return (section.name or section.kind,)
+  return tuple(filter(None, (section.path, section.target_path)))
 
 
 def evenly(total: int, limit: int) -> list[int]:
@@ -158,13 +178,14 @@ def evenly(total: int, limit: int) -> list[int]:
 
 
 def _questions(
-  opened: Sequence[sources.Source],
+  sections: Sequence[SourceConfig],
   groups: Sequence[str | None],
   *,
   expected: Mapping[str, int],
   limit: int,
 ) -> Questions:
   """Questions of sources, numbered one source after the other; no group: the example's task."""
+  opened = [sources.open_source(section) for section in sections]
   places = [
     (source, group, number)
     for source, group in zip(opened, groups, strict=True)
@@ -180,13 +201,15 @@ def _questions(
     asked.append(Question(place, example.inputs, example.targets, group))
   content = json.dumps([source.fingerprint for source in opened])
   fingerprint = hashlib.sha256(content.encode()).hexdigest()
-  return Questions(asked, len(places), fingerprint, expected)
+  files = tuple(file for section in sections for file in describe(section))
+  sizes = {group: len(one) for one, group in zip(opened, groups, strict=True) if group}
+  return Questions(asked, len(places), fingerprint, expected, files, sizes)
 
 
 def _files(pattern: str, data_dir: Path, shots: int) -> dict[str, str]:
   """Group -> its file. Raises UserError where a file lies there twice."""
   filled = pattern.replace("{shots}", str(shots))
-  listed = str(data_dir / filled.replace("{group}", "*"))
+  listed = f"{glob.escape(str(data_dir))}/{filled.replace('{group}', '*')}"
   named = re.compile(re.escape(filled).replace(r"\{group\}", "(?P<group>.+)"))
   found: dict[str, str] = {}
   for path in sorted(glob.glob(listed) + glob.glob(f"{listed}.gz")):

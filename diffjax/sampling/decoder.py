@@ -1,6 +1,7 @@
 """Requests in, answers out: batches are laid out, run in compiled programs, and read back."""
 
 import functools
+import itertools
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from rich.progress import track
 
+from diffjax import sharding
 from diffjax.diffusion import generation, likelihood, strategies, vocabulary
 from diffjax.model import Model
 from diffjax.sampling import layout, programs
@@ -91,8 +93,8 @@ class Decoder:
     devices = programs.devices_for(how.params)
     if len(devices) == 1 or not batches or batches[0][1].rows < len(devices):
       return how
-    mesh = programs.rows_mesh(devices)
-    place = lambda: jax.device_put(how.params, NamedSharding(mesh, PartitionSpec()))
+    mesh = sharding.rows_mesh(devices)
+    place = lambda: jax.device_put(how.params, sharding.replicated(mesh))
     if how.params is not self._model.params:  # of a step of training: not to be kept
       return how._replace(params=place(), mesh=mesh)
     with self._lock:
@@ -188,13 +190,23 @@ class Decoder:
     how = self._spread(how, batches)
     key = jax.random.key(how.seed, impl=GENERATOR)
     values = np.zeros(len(owners), np.float32)
+
+    def read(members: list[int], found: Array) -> None:
+      values[members] = jax.device_get(found)[: len(members)]
+
+    running: tuple[list[int], Array] | None = None
     for members, shape in _track(batches, how):
-      rows = layout.blank_scored(shape, pad_id=contract.pad_id)
-      for row, member in enumerate(members):
-        owner = owners[member]
-        _write_scored(rows, row, requests[owner], plans[owner], numbers[member])
-      found = jax.device_get(self._score(how.params, rows, key, mesh=how.mesh))
-      values[members] = found[: len(members)]
+      rows, row = layout.blank_scored(shape, pad_id=contract.pad_id), 0
+      for owner, some in itertools.groupby(members, key=owners.__getitem__):
+        own = numbers[list(some)]
+        _write_scored(rows, slice(row, row + len(own)), requests[owner], plans[owner], own)
+        row += len(own)
+      found = self._score(how.params, rows, key, mesh=how.mesh)
+      if running:  # read while the next batch is computed, which was laid out meanwhile
+        read(*running)
+      running = members, found
+    if running:
+      read(*running)
     ends = np.cumsum(counts)
     return [
       Score(*likelihood.estimate(values[end - plan.count : end], plan), len(request.canvas))
@@ -299,14 +311,15 @@ def _track(
 
 
 def _write_scored(
-  rows: Scored, row: int, request: Request, plan: likelihood.Plan, number: int
+  rows: Scored, at: slice, request: Request, plan: likelihood.Plan, numbers: np.ndarray
 ) -> None:
-  """Row `number` of a plan into row `row` of a batch."""
+  """Rows of these numbers of a plan into some rows of a batch."""
   size = len(request.ids)
-  scored, low, high = plan.rows(np.asarray([number]))
-  rows.tokens[row, :size] = request.ids
-  rows.segments[row, :size] = 1
-  rows.answer[row, request.canvas] = True
-  rows.scored[row, :size] = scored[0]
-  rows.low[row], rows.high[row] = low[0], high[0]
-  rows.key_words[row] = layout.sample_words(request.key_words, number)
+  scored, low, high = plan.rows(numbers)
+  rows.tokens[at, :size] = request.ids
+  rows.segments[at, :size] = 1
+  rows.answer[at, request.canvas] = True
+  rows.scored[at, :size] = scored
+  rows.low[at], rows.high[at] = low, high
+  rows.key_words[at] = request.key_words
+  rows.key_words[at, 2] = numbers  # as layout.sample_words

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import io_callback
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -19,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from diffjax.diffusion import generation, likelihood, strategies, vocabulary
 from diffjax.model import Model
 from diffjax.sampling.layout import Rows, Scored
+from diffjax.sharding import ROWS
 from diffjax.types import Array, Params
 
-ROWS = "rows"  # the one axis of the mesh whose devices share a batch
 _BY_ROW = P(ROWS)
 SPLIT_DECODED = generation.Decoded(_BY_ROW, _BY_ROW, _BY_ROW, P(), P(None, ROWS))
 SPLIT_SCORES = _BY_ROW
@@ -38,11 +37,6 @@ def devices_for(params: Params) -> list[jax.Device]:
   lie_on = leaf.devices() if isinstance(leaf, jax.Array) else {jax.local_devices()[0]}
   home = next(iter(lie_on))
   return [home] if len(lie_on) > 1 else jax.local_devices(backend=home.platform)
-
-
-def rows_mesh(devices: list[jax.Device]) -> Mesh:
-  """The devices that share the rows of a batch."""
-  return Mesh(np.asarray(devices), (ROWS,))
 
 
 def over_devices(

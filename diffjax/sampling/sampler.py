@@ -5,6 +5,7 @@ Its methods check, ask for lengths, and hand on; they are long only by what they
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from diffjax.sampling.settings import Settings, settings_of
 from diffjax.types import Example, Params, UserError
 
 _BATCH_SIZE = 32
+_NUMBERS = 1 << 20  # more than there are questions: what a repeat adds to the number in a key
 
 
 class Sampler:
@@ -328,9 +330,12 @@ class Sampler:
   ) -> list[Score]:
     """`score` of many pairs, whose rows share batches; each is bit-equal to its score alone.
 
+    Where a pair occurs again its masks are others, so that errors of all are independent.
+
     Args:
       prompts, targets: one of each for every pair.
-      samples, seed, batch_size: as in `score`; a pair's masks depend on the seed and its own ids.
+      samples, seed, batch_size: as in `score`; a pair's masks depend on the seed, its own ids, and
+        how many equal pairs come before it.
       progress: what a progress bar with ETA is labelled; empty shows none.
       too_long: what is kept of a prompt that does not fit (see features.encode); with "drop" it is
         an error.
@@ -366,12 +371,15 @@ class Sampler:
     seed: int = 0,
     batch_size: int = _BATCH_SIZE,
     progress: str = "",
+    numbers: Sequence[int] | None = None,
   ) -> list[Score]:
     """`score_many` of pairs that are already ids: each row `<s> prompt target </s>`.
 
     Args:
       rows: everything from its `canvas_start` on is the target.
       samples, seed, batch_size, progress: as in `score_many`.
+      numbers: of what each row is a part, such as a question's: equal rows of different numbers
+        have different masks, in whatever calls they are scored. Default: all 0.
 
     Raises:
       UserError: a row is longer than the model, or has an id that its vocabulary does not have.
@@ -382,10 +390,14 @@ class Sampler:
     )
     ids = [row.tokens.tolist() for row in rows]
     checks.check_ids(ids, self.model.config.vocab_size)
-    asked = []
-    for row, tokens in zip(rows, ids, strict=True):
+    asked, seen = [], Counter()
+    numbers = [0] * len(ids) if numbers is None else numbers
+    for row, tokens, number in zip(rows, ids, numbers, strict=True):
       checks.check_fits(len(tokens), self.model.config.max_positions, "a row")
       canvas, words = np.arange(row.canvas_start, len(tokens)), layout.key_words([tokens])[0]
+      again = number, row.canvas_start, *tokens
+      words[3] = number + seen[again] * _NUMBERS & 0xFFFFFFFF
+      seen[again] += 1
       asked.append(layout.Request(tokens, canvas, words, closed=False))
     return self._decoder.score(asked, samples=samples, how=how)
 

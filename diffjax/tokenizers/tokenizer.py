@@ -75,8 +75,8 @@ class Tokenizer(abc.ABC):
   def chat_prompt(self, text: str) -> str:
     """The text as a user's turn in the tokenizer's chat template, the answer's opening included.
 
-    It holds special tokens by name, so encode it with `parse_special`. Then those in the text count
-    too, as they do in transformers.
+    It holds special tokens by name. Encoded as a whole with `parse_special`, those in the text
+    would count too, as they do in transformers; `data.features.prompt_ids` keeps them apart.
 
     Raises:
       UserError: there is no template, or it cannot be read or refuses the text.

@@ -76,6 +76,26 @@ def test_a_config_that_fills_no_batch_is_shown_and_then_refused(monkeypatch, cap
   assert errors.startswith("diffjax: no length bucket fills a batch")
 
 
+def test_a_mixture_without_a_single_row_is_shown_and_then_refused(monkeypatch, capsys, config):
+  status, told, errors = call(monkeypatch, capsys, f"--config={config}", "--set=data.max_length=3")
+  assert status == 2
+  rows = {line.split()[0]: line.split() for line in told.splitlines() if line.strip()}
+  assert rows["many"][1] == rows["many"][4] == "60"
+  assert "none of its 60 examples has a row (60 too long)" in errors
+
+
+def test_the_next_command_has_the_overrides(monkeypatch, capsys, config):
+  arguments = [f"--config={config}", "--config.data.batch_size=3", "--set", "data.packing=False"]
+  arguments.append("--config.data.train.name=my data")
+  status, told, _ = call(monkeypatch, capsys, *arguments, "--examples=0")
+  assert status == 0
+  (line,) = (line for line in told.splitlines() if line.startswith("next: "))
+  assert line == (
+    f"next: diffjax train --config={config} --workdir=DIR --config.data.batch_size=3 "
+    "--config.data.packing=False '--config.data.train.name=my data'"
+  )
+
+
 def test_a_negative_number_of_examples_is_refused(monkeypatch, capsys, config):
   status, _, errors = call(monkeypatch, capsys, f"--config={config}", "--examples=-1")
   assert (status, errors) == (2, "diffjax: --examples -1 must be >= 0\n")

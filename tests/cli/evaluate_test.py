@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from diffjax import model as models
-from diffjax.cli import evaluate, main
+from diffjax.cli import evaluate, evaluation_work, main, tables
 from diffjax.config import Contract, DataConfig, ExperimentConfig, ModelConfig, SourceConfig
 from diffjax.data import generator
+from diffjax.evaluation import runner, suites
 from diffjax.models import transformer
 from diffjax.sampling import Sampler
 from diffjax.types import UserError
@@ -33,6 +34,7 @@ class ByteTokenizer:
 
   vocab_size = 259
   sha256 = "0" * 64
+  unk_id = None
 
   def encode(self, text):
     return [3 + byte for byte in text.encode()]
@@ -87,12 +89,12 @@ def test_every_number_of_steps_has_a_table_and_a_result(command, model, tmp_path
   assert "test, 0-shot: 4 of 4 examples" in shown
   for steps in (1, 3):
     assert f"{steps} steps, reparam-uncond-deterministic-cosine, gold length, " in shown
-  assert "3 examples, 0 truncated, 1 left out" in shown
+  assert "4 examples, 0 truncated, 1 left out and counted as wrong" in shown
   one, three = read(tmp_path / "run/evaluation")
   assert (one["settings"]["num_steps"], three["settings"]["num_steps"]) == (1, 3)
   assert one["network_calls"] == 1
   assert {group: scored["examples"] for group, scored in three["groups"].items()} == {
-    "words": 2, "digits": 1,
+    "words": 3, "digits": 1,
   }  # fmt: skip
   assert one["metric"] == "exact_match"
   assert {"exact_match", "chrf", "rouge_l", "f1"} <= set(one["scores"])
@@ -155,7 +157,11 @@ def test_a_suite_has_its_own_steps_and_every_number_of_shots(command, suite, tmp
     (0, 1, "gold"), (2, 1, "gold"),
   ]  # fmt: skip
   assert results[0]["examples_in_paper"] == {"": 1531}
-  assert "the paper's file has 1531" in capsys.readouterr().out
+  shown = capsys.readouterr().out
+  assert "in all 4, in the paper 1531" in shown
+  assert "mean of 2 groups" in shown
+  assert "all *" in shown
+  assert results[0]["files"] == [str(tmp_path / "files/instruct/mmlu.0-shot.full.jsonl")]
   assert list(results[0]["groups"]) == ["art", "law"]
   assert all(len(line["prediction"]) <= 1 for line in results[0]["lines"])
 
@@ -171,11 +177,73 @@ def test_options_are_compared_by_likelihood(command, model, suite, tmp_path):
   )
   (result,) = read(tmp_path / "out")
   assert result["settings"] == {"strategy": "likelihood", "num_steps": 4}
+  assert (result["way"], result["length"], result["ties"]) == ("choosing", "options", 0)
   sampler = Sampler(model)
   for line in result["lines"]:
     scores = [sampler.score(line["prompt"], letter, samples=4).log_likelihood for letter in "AB"]
     assert line["prediction"] == "AB"[scores.index(max(scores))]
     assert line["log_probability"] == pytest.approx(max(scores), rel=1e-4)
+
+
+def test_a_prompt_without_options_is_told_before_anything_is_scored(
+  command, suite, tmp_path, monkeypatch
+):
+  file = tmp_path / "files/instruct/mmlu.0-shot.full.jsonl"
+  lines = file.read_text().splitlines()
+  lines[3] = json.dumps({"inputs": "no options? A:", "targets": "A"})
+  file.write_text("\n".join(lines) + "\n")
+  monkeypatch.setattr(Sampler, "score_rows", lambda *_, **__: pytest.fail("was asked"))
+  with pytest.raises(UserError, match=r"question 3 of art: .* has no options"):
+    command("--tasks=mmlu", suite, "--choose=likelihood", f"--out={tmp_path / 'out'}")
+
+
+@pytest.fixture
+def without_letters(model, monkeypatch):
+  """A model whose tokenizer has no capitals."""
+
+  class Tokenizer(ByteTokenizer):
+    unk_id = 3
+
+    def encode(self, text):
+      return [3 if 65 <= id_ - 3 < 91 else id_ for id_ in super().encode(text)]
+
+  changed = dataclasses.replace(model, tokenizer=Tokenizer())
+  monkeypatch.setattr(models, "load", lambda directory: changed)
+
+
+@pytest.mark.usefixtures("without_letters")
+def test_options_that_the_model_cannot_read_are_refused(command, suite, tmp_path, capsys):
+  out = f"--out={tmp_path / 'out'}"
+  with pytest.raises(UserError, match="question 0 of law: options 'A' and 'B' are the same"):
+    command("--tasks=mmlu", suite, "--choose=likelihood", out)
+  command("--tasks=mmlu", suite, out)
+  (result,) = read(tmp_path / "out")
+  # Q, A, B, A in the 19 letters of a prompt; one of a reference and its </s>.
+  assert result["unknown_tokens"] == pytest.approx(100 * 5 / 21)
+  assert result["unknown_in_references"] == 50
+  said = capsys.readouterr().err
+  assert "does not know 23.8 % of the tokens, 50.0 % of those of references" in said
+
+
+def test_a_host_has_its_share(monkeypatch):
+  assert evaluation_work.share_of("") == (0, 1)
+  monkeypatch.setattr(jax, "process_index", lambda: 2)
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  assert evaluation_work.share_of("") == (2, 4)
+  assert evaluation_work.share_of("0/1") == (0, 1)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "told"),
+  [
+    ({"snarks": 36, "date": 7}, "2 groups, 1 as large as in the paper"),
+    ({"snarks": 35, "date": 7}, "2 groups, snarks 35, in the paper 36"),
+  ],
+)
+def test_counts_are_compared_with_the_papers_group_by_group(sizes, told):
+  asked = [suites.Question(n, "", "", group) for n, group in enumerate(sizes)]
+  questions = suites.Questions(asked, 43, "", {"": 14052, "snarks": 36}, sizes=sizes)
+  assert tables.announcement(runner.Job("bbh", 0, questions, ())).endswith(f"examples, {told}")
 
 
 def test_any_file_by_any_metric(command, tmp_path):
@@ -212,8 +280,8 @@ def test_an_autoregressive_model_writes_from_left_to_right(command, model, tmp_p
   contract = dataclasses.replace(CONTRACT, mask_id=-1, attention="causal", output_shift=1)
   control = dataclasses.replace(model, contract=contract)
   monkeypatch.setattr(models, "load", lambda directory: control)
-  command("--num-steps=1", f"--out={tmp_path / 'out'}")
-  (result,) = read(tmp_path / "out")
+  command("--num-steps=1,5", f"--out={tmp_path / 'out'}")
+  (result,) = read(tmp_path / "out")  # of all numbers of steps, which mean nothing to it
   assert result["settings"]["strategy"] == "left_to_right"
   report = json.loads((tmp_path / "out/report.json").read_text())
   assert report["model"]["process"] == "next_token"
@@ -239,6 +307,7 @@ def test_an_autoregressive_model_writes_from_left_to_right(command, model, tmp_p
     (["--share=4/4"], "--share '4/4' must be K/N"),
     (["--tasks=mmlu,gsm8"], "did you mean 'gsm8k'"),
     (["--metric=bleau"], "did you mean 'bleu'"),
+    (["--tasks=,"], "--tasks ',' names none; give some of mmlu, bbh"),
     (["--tasks=mmlu", "--data=x.jsonl"], "--tasks and --data: give one"),
     (["--task=maths"], "--task belongs to --data FILE"),
     (["--out={file}"], "is a file; name a folder"),

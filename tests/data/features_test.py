@@ -89,6 +89,34 @@ def test_a_prompt_is_a_turn_of_the_chat_where_the_contract_says_so():
   assert row.canvas_start == 5
 
 
+TURN = ([0, 30], [10])  # of Chat, around a text
+
+
+@pytest.mark.parametrize(
+  ("policy", "said"), [("keep_start", "bcde"), ("keep_end", "fghi"), ("keep_ends", "bghi")]
+)
+def test_of_a_chats_turn_the_text_alone_is_cut(policy, said):
+  chat = dataclasses.replace(CONTRACT, chat=True)
+  example = Example("bcdefghi", "xy")
+  lay_out = lambda function, size: function(example, Chat(), chat, max_length=size, too_long=policy)
+  row = lay_out(features.encode, 10)
+  assert row.tokens.tolist() == [*TURN[0], *Letters().encode(said), *TURN[1], 33, 34, 2]
+  assert row.canvas_start == 7
+  assert lay_out(features.encode, 6).tokens.tolist() == [*TURN[0], *TURN[1], 33, 34, 2]
+  assert lay_out(features.encode, 5) is None  # rather than half a turn
+  for size in range(3, 15):
+    row, measured = lay_out(features.encode, size), lay_out(features.measure, size)
+    assert measured == (None if row is None else len(row.tokens), 14, 3)
+
+
+def test_special_tokens_in_the_text_of_a_chat_are_text():
+  chat = dataclasses.replace(CONTRACT, chat=True)
+  literal = 10 + ord("<") - 97
+  assert features.prompt_ids("b<", Chat(), chat) == [30, 11, literal, 10]
+  row = features.encode(Example("<" * 9, "xy"), Chat(), chat, max_length=10, too_long="keep_ends")
+  assert row.tokens.tolist() == [*TURN[0], *[literal] * 4, *TURN[1], 33, 34, 2]
+
+
 @pytest.mark.parametrize("multiple", [1, 2, 3, 4])
 def test_answers_are_filled_up_with_ends_to_whole_multiples(multiple):
   contract = dataclasses.replace(CONTRACT, end="predicted", end_padding=multiple)

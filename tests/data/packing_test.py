@@ -132,6 +132,7 @@ PATTERNS = {
     MODEL,
     dataclasses.replace(CONTRACT, attention="blocks", block_size=2, end="predicted", end_padding=2),
   ),
+  "prefix": (MODEL, dataclasses.replace(CONTRACT, attention="prefix")),
   "causal, shifted": (MODEL, dataclasses.replace(CONTRACT, attention="causal", output_shift=1)),
 }
 
@@ -152,7 +153,10 @@ def batch_of(rows, length):
 
 @functools.cache
 def params_of(model):
-  return jax.jit(functools.partial(transformer.init, config=model))(jax.random.key(0))
+  """Any will do; drawing them here compiles nothing."""
+  draw = np.random.default_rng(0).normal
+  shapes = jax.eval_shape(functools.partial(transformer.init, config=model), jax.random.key(0))
+  return jax.tree.map(lambda leaf: draw(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
 
 
 PACKED = batch_of([example_rows()], 24)
@@ -161,30 +165,30 @@ ALONE = batch_of([[row] for row in example_rows()], 24)
 
 @pytest.mark.parametrize(("model", "contract"), PATTERNS.values(), ids=PATTERNS)
 def test_nothing_leaks_from_one_example_of_a_row_into_another(model, contract):
-  """The outputs of an example have no gradient in the embedding of another's ids: exactly zero."""
-  params = params_of(model)
-  table_of = lambda params: params["embedding"]["tokens"]
-  direction = jax.random.normal(jax.random.key(1), (1, 24, 16))
+  """Other ids in one example change nothing in the others; its first id is seen all through it."""
+  ids, segments = (np.asarray(x[0]) for x in (PACKED.tokens, PACKED.segments))
+  rows, firsts = [ids], []
+  for segment in (1, 2, 3):
+    own = segments == segment
+    firsts.append(np.where(np.arange(24) == np.argmax(own), 59 - ids, ids))
+    rows.append(np.where(own, 59 - ids, ids))
+  tokens = np.stack([*rows, *firsts])
+  repeated = lambda x: jnp.repeat(x, len(tokens), axis=0)
 
-  def output(params, segment):
+  @jax.jit
+  def hidden(params, tokens):
     denoiser = transformer.bind(
-      params, PACKED.segments, config=model, contract=contract, compute=ComputeConfig(),
-      canvas=PACKED.canvas,
+      params, repeated(PACKED.segments), config=model, contract=contract, compute=ComputeConfig(),
+      canvas=repeated(PACKED.canvas),
     )  # fmt: skip
-    hidden = denoiser.trunk(PACKED.tokens, None)
-    return jnp.where((PACKED.segments == segment)[..., None], hidden * direction, 0).sum()
+    return denoiser.trunk(tokens, None)
 
-  segments = jnp.arange(1, 4)
-  gradients = jax.jit(jax.vmap(jax.grad(output), (None, 0)))(params, segments)
-  sizes = np.abs(table_of(gradients)).sum(-1)  # [3, V]
-  for one in range(3):
-    for other in range(3):
-      ids = 3 + 15 * other + np.arange(sum(SIZES[other]))
-      if one == other:
-        assert (sizes[one, ids] > 0).sum() >= len(ids) - 1  # the last is seen by no one if shifted
-      else:
-        np.testing.assert_array_equal(sizes[one, ids], 0)
-    assert sizes[one, CONTRACT.pad_id] == 0
+  base, *others = np.asarray(hidden(params_of(model), tokens))
+  for number, other in enumerate(others):
+    changed = abs(other - base).max(-1)
+    own = segments == 1 + number % 3
+    assert changed[own].min() > 1e-4
+    assert changed[~own].max() < 1e-6
 
 
 def objective(**changes):
@@ -250,9 +254,10 @@ def test_the_loss_of_a_packed_row_is_that_of_its_examples_alone():
 def test_every_example_of_a_row_draws_its_own_noise_level(times):
   rows = 64
   batch = Batch(*(jnp.repeat(x, rows, axis=0) for x in PACKED[:3]), jnp.arange(rows))
-  noised = objectives.noised(
-    batch, 7, objective=objective(times=times), rows=rows, mask_id=CONTRACT.mask_id
+  noise = functools.partial(
+    objectives.noised, objective=objective(times=times), rows=rows, mask_id=CONTRACT.mask_id
   )
+  noised = jax.jit(noise)(batch, 7)
   levels = np.asarray(noised.t).T[[0, 8, 14]]  # [3, rows], where the examples begin
   for number, level in enumerate(levels, 1):
     own = np.asarray(noised.t)[:, np.asarray(PACKED.segments)[0] == number]

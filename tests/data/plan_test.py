@@ -1,5 +1,6 @@
 """Batch n is a function of (seed, n): random access, every example in its place."""
 
+import concurrent.futures
 import dataclasses
 import json
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffjax.config import Contract, DataConfig, SourceConfig
-from diffjax.data import mixture, plan, sources
-from diffjax.types import UserError
+from diffjax.data import measuring, mixture, plan, sources
+from diffjax.types import Example, UserError
 
 LENGTHS = np.random.default_rng(0).integers(3, 41, 300).astype(np.int32)
 LENGTHS[::17] = plan.DROPPED
@@ -76,7 +77,9 @@ def test_prompts_are_dropped_by_seed_number_and_row():
 
 
 def test_too_few_examples_for_one_batch_is_refused():
-  with pytest.raises(UserError, match=r"no length bucket fills a batch.*18 examples dropped"):
+  with pytest.raises(
+    UserError, match=r"no length bucket fills a batch.*without a row: 18 too long"
+  ):
     plan.Plan(INDEX, data(batch_size=500), 0)
 
 
@@ -147,8 +150,15 @@ def test_shares_are_weights_or_proportional_to_capped_and_tempered_epochs_of_exa
   np.testing.assert_allclose(mixture.shares(plain, counts, 1.0), np.array([8, 16, 8]) / 32)
   roots = np.sqrt([8, 16, 8])
   np.testing.assert_allclose(mixture.shares(plain, counts, 2.0), roots / roots.sum())
-  with pytest.raises(UserError, match="part 'b' of the mixture: none of its 92 examples"):
-    mixture.shares(plain, np.array([8, 0, 4]), 1.0)
+
+
+def test_a_part_that_has_no_row_is_refused_with_what_became_of_its_examples():
+  rows = LENGTHS.copy()
+  rows[280:] = plan.DROPPED
+  rows[280:283], rows[283] = plan.EXCLUDED, plan.BAD
+  told = "part 'c' of the mixture: none of its 20 examples has a row"
+  with pytest.raises(UserError, match=rf"{told} \(16 too long, 3 in an excluded language, 1 bad\)"):
+    plan.Plan(MIXED._replace(rows=rows), data(), 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -183,6 +193,7 @@ def test_held_out_parts_take_turns():
   assert np.bincount(part_of(first)).tolist() == [10, 10, 10]
   assert sorted(MIXED.first(10**6)) == MIXED.kept.tolist()
   np.testing.assert_array_equal(INDEX.first(30), INDEX.kept[:30])
+  assert not len(MIXED._replace(rows=np.full_like(LENGTHS, plan.DROPPED)).first(30))
 
 
 # ---- The length index
@@ -230,6 +241,87 @@ def test_the_length_index_is_made_once_and_remade_when_its_cause_changes(tmp_pat
   assert ((padded.rows > first.rows) | (padded.rows == plan.DROPPED)).any()
 
 
+def test_a_damaged_index_is_made_again(tmp_path):
+  source = sources.open_source(SourceConfig(kind="generator", limit=9))
+  index = lambda: plan.length_index(
+    source, Words(), CONTRACT, max_length=40, too_long="drop", cache_dir=tmp_path
+  )
+  want = index().rows
+  (file,) = tmp_path.iterdir()
+  whole = file.read_bytes()
+  for content in (b"", whole[:70], whole[:-3], bytes(len(whole)), b"PK" + whole[2:]):
+    file.write_bytes(content)
+    np.testing.assert_array_equal(index().rows, want)
+    assert file.read_bytes() == whole
+  np.save(file, np.zeros((3, 8), np.int32))  # of another source
+  np.testing.assert_array_equal(index().rows, want)
+  assert list(tmp_path.iterdir()) == [file]
+
+
+def test_hosts_that_write_one_index_at_once_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+  source = sources.open_source(SourceConfig(kind="generator", limit=5))
+  written, save = [], np.save
+  monkeypatch.setattr(np, "save", lambda path, sizes: written.append(path) or save(path, sizes))
+  for _ in range(2):
+    plan.length_index(source, Words(), CONTRACT, max_length=40, too_long="drop", cache_dir=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+  assert len(set(written)) == 2
+
+
+def in_processes(workers):
+  """The index of a mixture with excluded and bad examples, as many processes measure it."""
+  source = Spoilt()
+  return plan.length_index(
+    source, Words(), CONTRACT, max_length=40, too_long="drop", cache_dir=None,
+    on_bad_record="skip", workers=workers,
+  )  # fmt: skip
+
+
+class Spoilt:
+  """A mixture of two parts, of which some examples are left out and some cannot be read."""
+
+  parts = (sources.Part("a", 0, 1500, 0.0, 1.0, 0), sources.Part("b", 1500, 5000, 0.0, 1.0, 0))
+  fingerprint, temperature = "", 1.0
+
+  def __len__(self):
+    return 5000
+
+  def __getitem__(self, number):
+    if number in (700, 1600, 3333, 4999):
+      raise UserError(f"record {number} is bad")
+    return Example("word " * (number % 50), "a word")
+
+  def keeps(self, example, number):
+    return number % 11 > 0
+
+
+def test_any_number_of_processes_makes_the_same_index(monkeypatch):
+  monkeypatch.setattr(measuring, "_FEWEST", 1)
+  alone = in_processes(0)
+  assert np.flatnonzero(alone.rows == plan.BAD).tolist() == [700, 1600, 3333, 4999]
+  monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Threads)
+  monkeypatch.setattr(measuring, "_CHUNK", 77)
+  for have, want in zip(in_processes(3)[:3], alone[:3], strict=True):
+    np.testing.assert_array_equal(have, want)
+
+
+class Threads(concurrent.futures.ThreadPoolExecutor):
+  """Takes a context of processes, and needs none."""
+
+  def __init__(self, workers, context, **options):
+    assert context.get_start_method() == "spawn"
+    super().__init__(workers, **options)
+
+
+@pytest.mark.slow
+def test_real_processes_make_the_same_index(monkeypatch):
+  alone = in_processes(2)  # too few examples for processes
+  monkeypatch.setattr(measuring, "_FEWEST", 1)
+  for have, want in zip(in_processes(2)[:3], alone[:3], strict=True):
+    np.testing.assert_array_equal(have, want)
+
+
 def write(path, texts):
   lines = [json.dumps({"inputs": text, "targets": "a word"}) for text in texts]
   path.write_text("\n".join(lines))
@@ -267,5 +359,15 @@ def test_bad_records_stop_or_are_skipped_up_to_one_in_a_thousand(tmp_path):
   chosen = plan.Plan(index, data(), 0)
   assert (chosen.counts.bad, chosen.counts.examples) == (1, 2000)
   file.write_text("not json\n" * 3 + good)
-  with pytest.raises(UserError, match=r"3 of the first 3 records are bad.*0.1%.*some.jsonl:1: "):
+  with pytest.raises(
+    UserError, match=r"some: 3 of the first 1000 records are bad, of 2002 .*0.1%.*some.jsonl:1: "
+  ):
     measured(section, on_bad_record="skip")
+
+
+def test_bad_records_are_counted_part_by_part(tmp_path):
+  few, many = (write(tmp_path / f"{n}.jsonl", ["one two"] * n) for n in (500, 3000))
+  few.write_text(few.read_text() + "\nnot json")
+  parts = tuple(SourceConfig(kind="jsonl", path=str(file)) for file in (many, few))
+  with pytest.raises(UserError, match=r"500: 1 of the first 501 records are bad.*500.jsonl:501: "):
+    measured(SourceConfig(kind="mixture", parts=parts), on_bad_record="skip")

@@ -12,11 +12,15 @@ from diffjax.types import UserError
 
 
 class Letters:
+  """Ids 10.. are characters; those after "~" are unknown."""
+
+  unk_id = 9
+
   def encode(self, text):
-    return [10 + ord(letter) for letter in text]
+    return [10 + ord(letter) if letter <= "~" else 9 for letter in text]
 
   def decode(self, ids):
-    return "".join(chr(id_ - 10) for id_ in ids)
+    return "".join(chr(id_ - 10) if id_ > 9 else "?" for id_ in ids)
 
 
 class Parrot:
@@ -33,14 +37,17 @@ class Parrot:
     total = float("-inf") if settings["num_steps"] == 9 else -2.0
     return [Generation(text[-2:], [], [], 0.0, total, 4) for text in self.prompts]
 
-  def score_rows(self, rows, **settings):
-    self.scored = [Letters().decode(row.tokens[1:-1]) for row in rows]
+  def score_rows(self, rows, numbers, **settings):
+    self.scored, self.numbers = [Letters().decode(row.tokens[1:-1]) for row in rows], numbers
     return [Score(-float(len(row.tokens) - row.canvas_start), 0.5, 3) for row in rows]
 
-  def score_many(self, prompts, targets, **settings):
-    return [
-      Score(-1.0 if t == p[0] else -2.0, 0.0, 1) for p, t in zip(prompts, targets, strict=True)
-    ]
+
+class Chooser(Parrot):
+  """Finds the letter likely that its prompt begins with."""
+
+  def score_rows(self, rows, numbers, **settings):
+    super().score_rows(rows, numbers)
+    return [Score(-1.0 if text[0] == text[-1] else -2.0, 0.0, 1) for text in self.scored]
 
 
 def way(kind=Writing, *, sampler=None, max_length=24, too_long="keep_end", **changes):
@@ -97,6 +104,25 @@ def test_what_does_not_fit_is_left_out():
   assert len(answers) == 1
 
 
+@pytest.mark.parametrize("canvas", ["predicted", 8])
+def test_what_is_kept_of_a_prompt_says_nothing_of_the_reference(canvas):
+  prompts = []
+  for reference in ("x", "the answer", "a reference longer than the row"):
+    this = way(max_length=20, canvas=canvas)
+    this.sampler.model = type("model", (Parrot.model,), {})
+    this.sampler.model.config = ModelConfig(max_positions=24, length_classes=8)
+    rows, _ = ask(this, ("abcdefghijklmnopqrstuvwxyz", reference))
+    assert rows[0].is_cut
+    prompts += this.sampler.prompts
+  assert prompts == ["qrstuvwxyz"] * 3  # beside <s>, eight places and </s>
+
+
+def test_unknown_tokens_are_counted():
+  (row, plain), _ = ask(way(Scoring, samples=4), ("aé", "é猫b"), ("", "né"))
+  assert (row.prompt, row.reference) == ((1, 2), (2, 4))
+  assert (plain.prompt, plain.reference) == ((0, 0), (1, 2))
+
+
 def test_a_given_canvas_takes_its_room_from_the_prompt():
   this = way(max_length=12, canvas=8)
   rows, _ = ask(this, ("abcdefghij", "xy"), ("k", "the reference"[:9]))
@@ -120,13 +146,26 @@ def test_noise_is_keyed_by_the_questions_number():
 
 
 def test_the_likelier_option_is_chosen():
-  this = way(Choosing, samples=4)
+  this = way(Choosing, sampler=Chooser(), max_length=40, samples=4)
   _, answers = ask(this, ("B? (A) x (B) y A:", "B"), ("C? (A) x (B) y (C) z A:", "C"))
+  assert this.sampler.numbers == [0, 0, 1, 1, 1]
+  assert this.length == "options"
   assert [answer.text for answer in answers] == ["B", "C"]
   assert answers[0].details["options"] == {"A": -2.0, "B": -1.0}
   assert (answers[0].log_probability, answers[0].network_calls) == (-1.0, None)
-  with pytest.raises(UserError, match="has no options"):
-    ask(this, ("what?", "A"))
+  _, (tie,) = ask(this, ("? (A) x (B) y A:", "A"))
+  assert (tie.text, tie.details["tied"]) == ("", True)
+  with pytest.raises(UserError, match=r"question 0 of law: the question 'what\?' has no options"):
+    this.lay_out(Question(0, "what?", "A", "law"))
+
+
+def test_options_are_compared_in_rows_of_the_length_that_was_asked_for():
+  this = way(Choosing, sampler=Chooser(), max_length=12, samples=4)
+  rows, _ = ask(this, ("B? it is (A) x (B) y A:", "B"))
+  assert rows[0].is_cut
+  assert this.sampler.scored == [" (B) y A:A", " (B) y A:B"]
+  assert ask(way(Choosing, sampler=Chooser(), max_length=12, too_long="drop", samples=4),
+             ("B? it is (A) x (B) y A:", "B"))[0] == [None]  # fmt: skip
 
 
 def test_references_are_scored_after_their_prompts():
@@ -134,7 +173,8 @@ def test_references_are_scored_after_their_prompts():
   _, (answer,) = ask(this, ("ab", "cd"))
   assert this.sampler.scored == ["abcd"]
   assert (answer.text, answer.log_probability) == ("", -3.0)  # of c, d and </s>
-  assert answer.details == {"error": 0.5, "tokens": 3}
+  assert answer.details == {"error": 0.5, "tokens": 3, "unknown": 0}
+  assert this.sampler.numbers == [0]
 
 
 def test_plain_text_longer_than_the_model_is_scored_in_windows():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffjax.config import Contract, ModelConfig
 from diffjax.evaluation.choice import choose, letters
 from diffjax.sampling import Score
 from diffjax.types import UserError
@@ -50,12 +51,28 @@ def test_every_question_of_the_real_file_has_its_answer_among_its_letters(shots)
   assert sum(some == list("ABCD") for some in found) >= len(records) - 1
 
 
+class Letters:
+  """Ids are letters; capitals are unknown."""
+
+  def encode(self, text):
+    return [4 if letter.isupper() else 10 + ord(letter) for letter in text]
+
+
 class Known:
   """A sampler whose scores are known: one nat a letter, and something for the first letter."""
 
-  def score_many(self, prompts, targets, **options):
+  class model:
+    tokenizer = Letters()
+    contract = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=3)
+    config = ModelConfig(max_positions=24)
+
+  def score_rows(self, rows, **options):
+    decode = lambda ids: "".join(chr(id_ - 10) for id_ in ids)
+    starts = [row.canvas_start for row in rows]
+    targets = [decode(row.tokens[start:-1]) for row, start in zip(rows, starts, strict=True)]
+    prompts = [decode(row.tokens[1:start]) for row, start in zip(rows, starts, strict=True)]
     self.asked, self.options = list(zip(prompts, targets, strict=True)), options
-    own = {"a": -3.0, "b": -1.0, "c": -2.0}
+    own = {"a": -3.0, "b": -1.0, "c": -2.0, "d": -1.0}
     return [Score(own[t[0]] - len(t), 0.1 * len(t), len(t) + 1) for t in targets]
 
 
@@ -67,8 +84,15 @@ def test_the_likeliest_option_is_chosen():
   assert second.errors == pytest.approx([0.2, 0.3])
   assert sampler.asked == [("p", "a"), ("p", "b"), ("p", "c"), ("q", "cc"), ("q", "ccc")]
   assert sampler.options["samples"] == 9
-  (equal,) = choose(sampler, ["p"], [["cc", "cc"]])
-  assert equal.index == 0
+  assert first.best == 1
+  (equal,) = choose(sampler, ["p"], [["b", "d", "a"]])
+  assert (equal.index, equal.best) == (0, 2)
+
+
+def test_options_that_the_tokenizer_does_not_tell_apart_are_refused():
+  message = "prompt 2: options 'A' and 'B' are the same to this model's tokenizer"
+  with pytest.raises(UserError, match=message):
+    choose(Known(), ["p", "q"], [["a", "b"], ["a", "A", "B"]])
 
 
 def test_a_long_option_can_win_by_its_mean():
@@ -85,5 +109,7 @@ def test_a_long_option_can_win_by_its_mean():
 def test_mistakes_are_one_line():
   with pytest.raises(UserError, match="1 lists of options for 2 prompts"):
     choose(Known(), ["p", "q"], [["a", "b"]])
-  with pytest.raises(UserError, match=r"options of prompt 1 = \['a'\]: give at least two"):
+  with pytest.raises(UserError, match=r"prompt 1: options = \['a'\]: give at least two"):
     choose(Known(), ["p"], [["a"]])
+  with pytest.raises(UserError, match="prompt 1 does not fit 24 positions"):
+    choose(Known(), ["p" * 24], [["a", "b"]])

@@ -8,19 +8,19 @@ import pytest
 
 lm_eval = pytest.importorskip("lm_eval")
 
+from diffjax.evaluation import harness  # noqa: E402
 from diffjax.evaluation.choice import choose  # noqa: E402
 from diffjax.evaluation.harness import HarnessModel  # noqa: E402
 from diffjax.evaluation.likelihood import text_bounds  # noqa: E402
 from diffjax.types import UserError  # noqa: E402
 
+pytestmark = pytest.mark.parity
+
 SENTENCE = "english : a cat carried 3 green pears . orin :"
-QUESTIONS = [
+OTHER = "english : the small hen saw the lamb . orin :"
+QUESTIONS = [  # of sizes that need one compiled program of a kind
   {"question": SENTENCE, "options": ["pila", "nubo na puro"], "answer": 0},
-  {
-    "question": "english : the small hen saw the lamb . orin :",
-    "options": ["4", "ko"],
-    "answer": 1,
-  },
+  {"question": OTHER, "options": ["nubo na", "pila"], "answer": 1},
 ]
 TASKS = """
 task: toy_choice
@@ -39,7 +39,7 @@ dataset_kwargs: {{data_files: {{test: {file}}}, cache_dir: {cache}}}
 test_split: test
 output_type: loglikelihood_rolling
 doc_to_text: ""
-doc_to_target: "{{{{question}}}}"
+doc_to_target: "{{{{options[0]}}}}"
 metric_list: [{{metric: bits_per_byte}}]
 ---
 task: toy_writing
@@ -59,12 +59,20 @@ def model():
   return HarnessModel("tiny_mlm", samples=4, batch_size=4, num_steps=2)
 
 
+@pytest.fixture(autouse=True)
+def compiled_once(model, monkeypatch):
+  """Further models of the same path get the first one's sampler."""
+  of_path = {"tiny_mlm": model.sampler}
+  monkeypatch.setattr(harness, "Sampler", types.SimpleNamespace(load=of_path.__getitem__))
+
+
 def ask(*arguments):
   return types.SimpleNamespace(args=arguments)
 
 
 def test_local_tasks_run_offline_by_the_name_of_the_model(model, tmp_path, monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip, slowly
   file = tmp_path / "questions.jsonl"
   file.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
   tasks = TASKS.format(file=file, cache=tmp_path / "cache").split("---")
@@ -72,11 +80,12 @@ def test_local_tasks_run_offline_by_the_name_of_the_model(model, tmp_path, monke
     (tmp_path / f"toy_{number}.yaml").write_text(task)
   results = lm_eval.simple_evaluate(
     model="diffjax",
-    model_args="path=tiny_mlm,samples=4,num_steps=2",
+    model_args="path=tiny_mlm,samples=4,num_steps=2,check_greedy=False",
     batch_size=4,
     tasks=["toy_choice", "toy_text", "toy_writing"],
     task_manager=lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False),
     bootstrap_iters=0,
+    torch_random_seed=None,  # loads torch
     num_fewshot=0,
     log_samples=True,
   )
@@ -85,7 +94,7 @@ def test_local_tasks_run_offline_by_the_name_of_the_model(model, tmp_path, monke
   chosen = choose(sampler, prompts, [question["options"] for question in QUESTIONS], **options)
   right = [choice.index == q["answer"] for choice, q in zip(chosen, QUESTIONS, strict=True)]
   assert results["results"]["toy_choice"]["acc,none"] == np.mean(right)
-  bounds = text_bounds(sampler, prompts, **options)
+  bounds = text_bounds(sampler, [question["options"][0] for question in QUESTIONS], **options)
   bits = sum(bound.nats for bound in bounds) / sum(bound.bytes for bound in bounds) / np.log(2)
   assert results["results"]["toy_text"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
   answers = sampler.generate(prompts, lengths=5, num_steps=2, batch_size=4)
@@ -95,34 +104,47 @@ def test_local_tasks_run_offline_by_the_name_of_the_model(model, tmp_path, monke
 
 
 def test_a_continuation_is_a_target_and_greedy_if_the_sampler_says_it(model):
-  (answer,) = model.sampler.generate(SENTENCE, lengths=3, batch_size=4, num_steps=2)
-  first, other, spaced = model.loglikelihood(
-    [ask(SENTENCE, answer.text), ask(SENTENCE, "pila"), ask(SENTENCE, " pila")]
-  )
+  answer, _ = model.sampler.generate([SENTENCE, OTHER], lengths=3, batch_size=4, num_steps=2)
+  assert model.sampler.model.tokenizer.encode(answer.text) == answer.ids  # else it is no target
+  pairs = [(SENTENCE, text) for text in (answer.text, "pila", " pila")]
+  first, other, spaced = model.loglikelihood([ask(*pair) for pair in pairs])
   score = model.sampler.score(SENTENCE, answer.text, samples=4, batch_size=4)
-  if model.sampler.model.tokenizer.encode(answer.text) == answer.ids:
-    assert first == (score.log_likelihood, True)
+  assert first == (score.log_likelihood, True)
   assert other == spaced
   assert other[1] is False
-  assert model.max_standard_error >= score.standard_error
+  assert model.max_standard_error >= score.standard_error > 0
 
-
-def test_a_plain_language_model_is_scored_without_an_end(model):
   plain = HarnessModel("tiny_mlm", samples=4, batch_size=4, as_trained=False, check_greedy=False)
-  row = plain._row("english :", " pila")
-  trained = model._row("english :", " pila")
+  ((likelihood, is_greedy),) = plain.loglikelihood([ask(*pairs[0])])
+  assert is_greedy is False  # not found out
+  assert likelihood != score.log_likelihood  # has no </s>
+  row, trained = (each._row(*pairs[0]) for each in (plain, model))
   assert trained.tokens.tolist() == [*row.tokens.tolist(), 2]
-  assert plain.loglikelihood([ask("english :", " pila")])[0][1] is False
 
 
-def test_texts_are_cut_at_stops_and_long_contexts_at_their_start(model):
-  stops = {"until": ["a", "o"], "max_gen_toks": 5}
-  context = "english : " + "a cat carried 3 green pears . " * 120
-  plain, cut = model.generate_until(
-    [ask(context, {"max_gen_toks": 5}), ask(context, stops)], disable_tqdm=True
-  )
-  ends = [plain.find(letter) for letter in "ao" if letter in plain]
-  assert cut == (plain[: min(ends)] if ends else plain)
+@pytest.mark.parametrize(
+  ("until", "text"),
+  [
+    (["three", "\n"], "one two"), (["\n", "three"], "one two"), ("two", "one "),
+    (["four", ""], "one two\nthree"), ([], "one two\nthree"),
+  ],
+)  # fmt: skip
+def test_texts_are_cut_at_stops_and_long_contexts_at_their_start(model, monkeypatch, until, text):
+  asked = []
+
+  def generate_ids(prompts, **settings):
+    asked.extend((prompt, settings["lengths"]) for prompt in prompts)
+    return [types.SimpleNamespace(text="one two\nthree") for _ in prompts]
+
+  monkeypatch.setattr(model.sampler, "generate_ids", generate_ids)
+  contexts = ["the small hen", "the small hen . " * 200 + SENTENCE]
+  options = {"until": until, "max_gen_toks": 5}
+  said = model.generate_until([ask(context, options) for context in contexts], disable_tqdm=True)
+  assert said == [text] * 2
+  short, long = map(model.sampler.model.tokenizer.encode, contexts)
+  room = model.sampler.model.config.max_positions - 5 - 2
+  assert len(long) > room
+  assert asked == [(short, 5), (long[-room:], 5)]
 
 
 def test_mistakes_are_one_line(model):
@@ -130,6 +152,10 @@ def test_mistakes_are_one_line(model):
     model.generate_until([ask(SENTENCE, {"beams": 3})])
   with pytest.raises(UserError, match="the continuation ' ' has no tokens"):
     model.loglikelihood([ask(SENTENCE, " ")])
+  with pytest.raises(UserError, match="'A' and 'B' are the same to this model's tokenizer"):
+    model.loglikelihood([ask(SENTENCE, " A"), ask(SENTENCE, " B")])
   with pytest.raises(UserError, match="'num_step' is no setting"):
     HarnessModel("tiny_mlm", num_step=3)
   assert model.loglikelihood_rolling([ask("")]) == [0.0]
+  with pytest.warns(UserWarning, match="1 of 5 tokens are unknown"):
+    model.loglikelihood_rolling([ask("a B c")])

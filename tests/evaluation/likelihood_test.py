@@ -27,10 +27,12 @@ OPTIONS = {"samples": 64, "batch_size": 8}
 
 
 class Tokenizer:
-  """Ids 4.. are letters; spaces are nothing."""
+  """Ids 4.. are letters, 3 any other character; spaces are nothing."""
+
+  unk_id = 3
 
   def encode(self, text):
-    return [4 + LETTERS.index(letter) for letter in text.replace(" ", "")]
+    return [4 + LETTERS.find(c) if c in LETTERS else 3 for c in text.replace(" ", "")]
 
 
 def make_sampler(spread, *, bias=None, **contract):
@@ -136,6 +138,28 @@ def test_bits_and_perplexity_and_their_errors_are_of_the_same_nats():
   for name in ("per_token", "bits_per_byte", "bits_per_character"):
     share = getattr(bound, f"{name}_error") / getattr(bound, name)
     assert share == pytest.approx(3 / 60)
+
+
+def test_unknown_characters_are_not_taken_for_bytes():
+  known, unknown = text_bounds(make_sampler(0), ["abc", "a猫c"], **OPTIONS)
+  assert (known.unknown, unknown.unknown) == (0, 1)
+  assert known.bits_per_byte > 0
+  assert math.isnan(unknown.bits_per_byte)
+  assert math.isnan(unknown.bits_per_character)
+  assert unknown.per_token == pytest.approx(known.per_token)
+
+
+def test_the_error_of_repeated_texts_is_as_large_as_it_says():
+  # Sixteen times the same text: by the same masks, errors would all have the same sign.
+  sampler, texts = make_sampler(0.5), ["abcdefghij"] * 16
+  options = {"samples": 8, "batch_size": 64}
+  exact = 16 * text_bound(sampler, ["abcdefghij"], samples=4096, batch_size=64).nats
+  bounds = [text_bound(sampler, texts, seed=seed, **options) for seed in range(6)]
+  deviations = [(bound.nats - exact) / bound.error for bound in bounds]
+  assert 0.2 < np.mean(np.square(deviations)) < 4  # with equal masks about 16
+  # In another call too: a number stands for what came before.
+  first, second = (text_bounds(sampler, texts[:1], numbers=[n], **options)[0] for n in (0, 1))
+  assert first.nats != second.nats
 
 
 def test_mistakes_are_one_line():

@@ -22,7 +22,8 @@ def test_perfect_and_hopeless_texts_score_100_and_0(name):
   other = ["C w x y z 5", "F p q r z 6"]
   perfect = METRICS[name].score(texts, texts)
   assert perfect.value == pytest.approx(100)
-  assert perfect.error == pytest.approx(0, abs=1e-6)
+  means = METRICS[name].each(texts[0], texts[0]) is not None
+  assert perfect.error == pytest.approx(100 / 3 if means else 0, abs=1e-6)
   assert value(name, other, texts) < (6 if name == "chrf" else 1e-6)  # letters are shared
   assert perfect.signature
 
@@ -65,6 +66,12 @@ def test_means_and_their_errors():
   assert score.value == 50  # outer space aside; cased
   assert score.error == pytest.approx(100 * (1 / 3) ** 0.5 / 2)  # sample deviation over root of 4
   assert METRICS["exact_match"].score(["a"], ["a"]).error is None
+
+
+def test_none_of_twenty_is_not_known_to_be_none_of_all():
+  # Wilson's interval around 0 of n reaches z^2 / (n + z^2).
+  for said in "ab":
+    assert METRICS["exact_match"].score([said] * 20, ["a"] * 20).error == pytest.approx(100 / 21)
 
 
 def test_rouge_by_hand():
@@ -127,7 +134,10 @@ def test_answers_are_compared_as_squad_does():
     ("16-3-4=9", "9"), ("=-7", "-7"), ("so 1,234,567 in all", "1234567"), ("1,2,3", "3"),
     ("1,2345", "2345"), ("18.0", "18"), ("2024年", "2024"), ("the answer is 1,000,", "1000"),
     ("# # # 18", "18"), ("5%", "5"), ("3 and then... 4", "4"), ("A3", "3"), ("...5", "5"),
-    ("none", None), ("- .", None), ("", None),
+    ("none", None), ("- .", None), ("", None), ("- 5", "-5"), ("x = - 5", "-5"), ("#### - 5", "-5"),
+    ("it is \u2013 5", "-5"), ("\u20135", "-5"), ("3 \u2013 5", "5"), ("this - 5", "5"),
+    ("3/4", "0.75"), ("-1/2", "-0.5"), ("1/0", "0"), ("3/4/2024", "2024"), ("12/3 = 4", "4"),
+    ("1e5", "100000"), ("2.5E-3", "0.0025"), ("1e99999", "99999"), ("1.234,5", "5"),
   ],
 )  # fmt: skip
 def test_the_last_number(text, expected):
@@ -135,8 +145,9 @@ def test_the_last_number(text, expected):
 
 
 def test_numbers_are_exact():
+  assert value("number", ["1/3", "-1/3"], ["2/6", "1/3"]) == 50
   assert value("number", ["0.30", "1e", "about 7"], ["0.3", "1.0", "70"]) == pytest.approx(200 / 3)
-  long = "9" * 40
+  long = "-" + "9" * 40
   assert value("number", [long[:-1] + "8"], [long]) == 0
   assert METRICS["number"].each("no number", "3") == 0
   assert METRICS["number"].each("3", "no number") is None
@@ -150,7 +161,10 @@ def test_numbers_are_exact():
   [
     ("A", "A"), ("b", "B"), (" (c) because", "C"), ("D.", "D"), ("B) since", "B"),
     ("The answer is C.", "C"), ("Answer: B", "B"), ("I think it is B", "B"), ("A: the first", "A"),
-    ("none of them", None), ("", None),
+    ("none of them", None), ("", None), ("A man walks", None), ("I do not know", None),
+    ("So f(x) is B", "B"), ("(x) B", "B"), ("X-ray: C", "C"), ("answer: d", "D"), ("It is A.", "A"),
+    ("The option is a", "A"), ("The answer is a cat", None), ("THE ANSWER IS (D)", "D"), ("I", "I"),
+    ("I'm sure: it is B", "B"), ("I, too, say C", "C"),
   ],
 )  # fmt: skip
 def test_the_letter_of_an_answer(text, expected):

@@ -7,8 +7,8 @@ import statistics
 
 import pytest
 
-from diffjax.evaluation import runner
-from diffjax.evaluation.answering import Answer, Row, Way
+from diffjax.evaluation import record, runner
+from diffjax.evaluation.answering import Answer, Row, Tokens, Way
 from diffjax.evaluation.predictions import Predictions
 from diffjax.evaluation.suites import Question, Questions
 from diffjax.types import UserError
@@ -20,6 +20,7 @@ MODEL = {"path": "runs/one", "fingerprint": "a" * 64}
 class Echo(Way):
   """Answers with its prompt; one that is too long does not fit, one that is long is cut."""
 
+  name = "echoing"
   asked: list = dataclasses.field(default_factory=list)
   stops_after: int = 10**6  # questions
   steps: int = 1
@@ -34,7 +35,8 @@ class Echo(Way):
 
   def lay_out(self, question):
     size = len(question.prompt)
-    return None if size > 20 else Row(question, None, size, size > 10)
+    tokens = Tokens(question.prompt.count("?"), size), Tokens(0, 1)
+    return None if size > 20 else Row(question, None, size, size > 10, *tokens)
 
   def answer(self, rows):
     if len(self.asked) + len(rows) > self.stops_after:
@@ -68,16 +70,24 @@ MANY = [(str(n), str(n % 7), "") for n in range(30)]
 
 def test_scores_groups_and_counts(tmp_path):
   result = evaluate(job(PAIRS), way(), tmp_path)
-  assert result["scores"]["exact_match"]["value"] == 50
-  deviation = statistics.stdev([100, 0, 100, 0])
-  assert result["scores"]["exact_match"]["error"] == pytest.approx(deviation / 2)
+  assert result["scores"]["exact_match"]["value"] == 40  # the last one, left out, is wrong
+  deviation = statistics.stdev([100, 0, 100, 0, 0])
+  assert result["scores"]["exact_match"]["error"] == pytest.approx(deviation / 5**0.5)
   assert "bleu" not in result["scores"]  # single words
+  errors = {"x": 50, "y": statistics.stdev([100, 0, 0]) / 3**0.5}
   assert result["groups"] == {
-    "x": {"examples": 2, "scores": {"exact_match": 50}},
-    "y": {"examples": 2, "scores": {"exact_match": 50}},
+    group: {
+      "examples": count,
+      "scores": {"exact_match": pytest.approx(100 / count)},
+      "errors": {"exact_match": pytest.approx(errors[group])},
+    }
+    for group, count in {"x": 2, "y": 3}.items()
   }
-  assert result["macro"] == {"exact_match": 50}
-  assert (result["examples"], result["truncated"], result["left_out"]) == (4, 1, 1)
+  assert result["macro"] == {"exact_match": pytest.approx((50 + 100 / 3) / 2)}
+  assert result["macro_errors"] == {"exact_match": pytest.approx(math.hypot(*errors.values()) / 2)}
+  assert (result["examples"], result["truncated"], result["left_out"]) == (5, 1, 1)
+  assert (result["way"], result["average"], result["max_length"]) == ("echoing", "micro", 1)
+  assert (result["files"], result["questions_sha256"]) == ([], "f")
   assert (result["network_calls"], result["num_steps"]) == (2, 1)
   lines = [json.loads(x) for x in (tmp_path / result["predictions"]).read_text().splitlines()]
   assert [line["number"] for line in lines] == [0, 1, 2, 3]
@@ -85,7 +95,7 @@ def test_scores_groups_and_counts(tmp_path):
   assert lines[1] | {"seconds": 0} == {
     "number": 1, "prompt": "b", "prediction": "b", "reference": "c", "group": "x",
     "scores": {"exact_match": 0, "bleu": None}, "log_probability": -1.5, "network_calls": 2,
-    "seconds": 0,
+    "num_steps": 1, "seconds": 0,
   }  # fmt: skip
 
 
@@ -93,6 +103,21 @@ def test_the_mean_over_groups_weighs_groups_alike(tmp_path):
   result = evaluate(job([("a", "a", "x"), *[("b", "c", "y")] * 3]), way(), tmp_path)
   assert result["scores"]["exact_match"]["value"] == 25
   assert result["macro"]["exact_match"] == 50
+  assert result["macro_errors"] == {"exact_match": None}  # x is one example
+
+
+def test_unknown_tokens_and_ties_are_told(tmp_path):
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Tied(Echo):
+    def answer(self, rows):
+      said = super().answer(rows)
+      return [a._replace(details={"tied": a.text == "??"}) for a in said]
+
+  pairs = [("??", "a", ""), ("a?", "b", ""), ("abcd", "c", "")]
+  result = evaluate(job(pairs), Tied(sampler=None, max_length=1, too_long="drop"), tmp_path)
+  assert result["unknown_tokens"] == pytest.approx(100 * 3 / 11)  # a reference has one token
+  assert result["unknown_in_references"] == 0
+  assert result["ties"] == 1
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path):
@@ -181,8 +206,8 @@ def test_likelihoods_add_up_over_lines(tmp_path):
   @dataclasses.dataclass(frozen=True, kw_only=True)
   class Scored(Echo):
     def answer(self, rows):
-      return [Answer("", -2.0 * len(r.question.prompt), None, {"error": 3.0, "tokens": 2})
-              for r in rows]  # fmt: skip
+      told = {"error": 3.0, "tokens": 2, "unknown": 0}
+      return [Answer("", -2.0 * len(row.question.prompt), None, told) for row in rows]
 
   pairs = [("a", "é", ""), ("aaa", "bcd", "")]
   how = Scored(sampler=None, max_length=1, too_long="keep_end")
@@ -195,40 +220,88 @@ def test_likelihoods_add_up_over_lines(tmp_path):
   assert scores["perplexity"]["value"] == pytest.approx(math.exp(2))
   assert result["network_calls"] is None
   assert result["metric"] == "likelihood"
+  pairs.append(("g" * 21, "left out", ""))
+  again = evaluate(job(pairs, metrics=("likelihood",)), how, tmp_path)
+  assert (again["scores"], again["left_out"], again["examples"]) == (scores, 1, 2)
 
 
-def result_of(directory, *, steps=1, pairs=PAIRS, fingerprint="f"):
-  return evaluate(job(pairs, fingerprint=fingerprint), way(steps=steps), directory)
+def test_with_unknown_tokens_there_are_no_bits_per_byte(tmp_path):
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Unknown(Echo):
+    def answer(self, rows):
+      return [Answer("", -2.0, None, {"error": 0.0, "tokens": 2, "unknown": 1}) for _ in rows]
+
+  how = Unknown(sampler=None, max_length=1, too_long="drop")
+  scores = evaluate(job([("a", "猫猫猫", "")], metrics=("likelihood",)), how, tmp_path)["scores"]
+  assert list(scores) == ["nats_per_token", "perplexity"]
+  assert "unknown:1" in scores["perplexity"]["signature"]
+
+
+def test_the_longest_are_answered_first(tmp_path):
+  how = way()
+  evaluate(job([("a" * n, "b", "") for n in (3, 9, 1, *[7] * 8)]), how, tmp_path)
+  assert 1 in how.asked[:8]
+  assert set(how.asked[8:]) == {0, 2, 10}
+
+
+def result_of(directory, *, steps=1, pairs=PAIRS, fingerprint="f", **changes):
+  this = job(pairs, fingerprint=fingerprint, **changes)
+  return evaluate(this, way(steps=steps), directory)
 
 
 def read(directory):
-  return json.loads((directory / runner.FILE).read_text())
+  return json.loads((directory / record.FILE).read_text())
 
 
-def test_a_result_replaces_that_of_the_same_settings_alone(tmp_path):
+def save(directory, result, *, model=MODEL, command="c"):
+  record.save(directory, result, model=model, command=command)
+
+
+def test_a_result_replaces_that_of_the_same_evaluation_alone(tmp_path):
   for steps in (1, 2):
-    runner.save(tmp_path, result_of(tmp_path, steps=steps), model=MODEL, command=f"first {steps}")
-  changed = result_of(tmp_path, steps=1, fingerprint="g")
-  runner.save(tmp_path, changed, model=MODEL, command="second")
+    save(tmp_path, result_of(tmp_path, steps=steps), command=f"first {steps}")
+  save(tmp_path, result_of(tmp_path, steps=1), command="again")
+  assert [one["command"] for one in read(tmp_path)["results"]] == ["first 2", "again"]
+  save(tmp_path, result_of(tmp_path, steps=1, fingerprint="g"), command="of other questions")
+  save(tmp_path, result_of(tmp_path, steps=1, metrics=("chrf",)), command="by another metric")
+  seeded = evaluate(job(PAIRS), dataclasses.replace(way(), seed=1), tmp_path)
+  save(tmp_path, seeded, command="of another seed")
   report = read(tmp_path)
-  assert [one["num_steps"] for one in report["results"]] == [2, 1]
-  assert [one["command"] for one in report["results"]] == ["first 2", "second"]
-  assert report["command"] == "second"
-  assert set(report["versions"]) == {"python", "diffjax", "jax", "sacrebleu", "rouge-score"}
+  assert [one["command"] for one in report["results"]] == [
+    "first 2", "again", "of other questions", "by another metric", "of another seed",
+  ]  # fmt: skip
   assert report["model"] == MODEL
-  named = {one["predictions"] for one in report["results"]}
-  assert {
-    f"{runner.PREDICTIONS}/{p.name}" for p in (tmp_path / runner.PREDICTIONS).iterdir()
-  } == named
+  libraries = {"python", "diffjax", "jax", "sacrebleu", "rouge-score"}
+  for one in report["results"]:
+    assert libraries <= set(one["versions"]) <= libraries | {"revision"}
+    assert one["device"]
+    assert (tmp_path / one["predictions"]).is_file()
+
+
+def test_a_part_does_not_replace_the_whole(tmp_path, capsys):
+  save(tmp_path, result_of(tmp_path, pairs=MANY), command="all")
+  save(tmp_path, result_of(tmp_path, pairs=MANY[:3]), command="some")
+  assert [one["examples"] for one in read(tmp_path)["results"]] == [30]
+  assert "keeps the result of 30 examples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_report_of_another_model_is_set_aside(tmp_path, broken, capsys):
-  runner.save(tmp_path, result_of(tmp_path), model=MODEL, command="old")
+  save(tmp_path, result_of(tmp_path), command="old")
   if broken:
-    (tmp_path / runner.FILE).write_text("{")
+    (tmp_path / record.FILE).write_text("{")
   other = {"path": "runs/two", "fingerprint": "b" * 64}
-  runner.save(tmp_path, result_of(tmp_path, steps=2), model=other, command="new")
+  save(tmp_path, result_of(tmp_path, steps=2), model=other, command="new")
   assert [one["command"] for one in read(tmp_path)["results"]] == ["new"]
   assert "was of another model" in capsys.readouterr().err
   assert (tmp_path / f"report.{'unreadab' if broken else 'a' * 8}.json").is_file()
+
+
+def test_models_in_turn_lose_no_results(tmp_path):
+  other = {"path": "runs/two", "fingerprint": "b" * 64}
+  for turn in range(4):
+    save(tmp_path, result_of(tmp_path, steps=turn + 1), model=(MODEL, other)[turn % 2])
+  assert [one["num_steps"] for one in read(tmp_path)["results"]] == [2, 4]
+  aside = json.loads((tmp_path / "report.aaaaaaaa.json").read_text())
+  assert [one["num_steps"] for one in aside["results"]] == [1, 3]
+  assert not list(tmp_path.glob("*.tmp"))

@@ -87,6 +87,8 @@ def test_a_source_is_grouped_by_its_examples_tasks(tmp_path):
     ("iwslt14", 2, "has no iwslt14/test.deen.2-shot.jsonl, plain"),
     ("gsm8k", 3, "train.jsonl"),
     ("multi30k", 1, "shows no demonstrations"),
+    ("iwslt14_validation", 2, "shows no demonstrations"),
+    ("iwslt14", 0, "or --tasks=iwslt14_validation$"),
   ],
 )
 def test_what_is_missing_is_one_line(tmp_path, name, shots, message):
@@ -96,12 +98,42 @@ def test_what_is_missing_is_one_line(tmp_path, name, shots, message):
   assert "\n" not in str(error.value)
 
 
-def test_a_stand_in_is_not_told_as_the_papers_file(tmp_path):
+def test_the_validation_file_has_a_name_of_its_own(tmp_path):
   write(tmp_path / "iwslt14/valid.deen.jsonl", asks("a", "b"))
-  assert suites.load("iwslt14", tmp_path).expected == {}
-  write(tmp_path / "iwslt14/test.deen.0-shot.jsonl", asks("c"))
-  found = suites.load("iwslt14", tmp_path)
-  assert ([q.reference for q in found.asked], found.expected) == (["c"], {"": 6750})
+  found = suites.load("iwslt14_validation", tmp_path)
+  assert ([q.reference for q in found.asked], found.expected) == (["a", "b"], {})
+  assert found.files == (str(tmp_path / "iwslt14/valid.deen.jsonl"),)
+  with pytest.raises(UserError, match="has no iwslt14/test"):
+    suites.load("iwslt14", tmp_path)
+
+
+def test_pairs_and_summaries_are_rendered(tmp_path):
+  folder = tmp_path / "a [b]"  # no pattern
+  (folder / "wmt14").mkdir(parents=True)
+  for code, text in {"en": "A cat.", "de": "Eine Katze."}.items():
+    (folder / f"wmt14/test.{code}").write_text(f"{text}\n")
+  write(folder / "gigaword/test.jsonl", [{"document": "A long story.", "summary": "story"}])
+  (pair,) = suites.load("wmt14", folder).asked
+  assert (pair.prompt, pair.reference) == (
+    "Translate the English sentence to German. English: A cat. German:", "Eine Katze.",
+  )  # fmt: skip
+  (summary,) = suites.load("gigaword", folder).asked
+  assert (summary.prompt, summary.reference) == (
+    "Summarize each text. Text: A long story. Summary:", "story",
+  )  # fmt: skip
+
+
+def test_every_suite_is_scored_by_metrics_that_exist():
+  for suite in suites.SUITES.values():
+    assert set(suite.metrics) <= set(metrics.METRICS)
+
+
+def test_sizes_are_of_groups_with_files_of_their_own(tmp_path):
+  write(tmp_path / "instruct/bbh-nlp.0-shot.snarks.jsonl", asks("A", "B"))
+  write(tmp_path / "instruct/bbh-nlp.0-shot.date.jsonl", asks("A"))
+  found = suites.load("bbh", tmp_path, limit=1)
+  assert (found.sizes, len(found.asked)) == ({"snarks": 2, "date": 1}, 1)
+  assert suites.SUITES["bbh"].average == "macro"
 
 
 def test_the_same_questions_twice_are_refused(tmp_path):

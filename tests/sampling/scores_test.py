@@ -32,7 +32,8 @@ def test_a_pair_has_the_bits_that_it_has_alone_whatever_its_mates(sampler):
   assert len({score.log_likelihood for score in together}) == 7
   assert [score.tokens for score in together] == [len(target) + 1 for target in targets]
   equal = sampler.score_many(["abc", "abc"], ["hello", "hello"], **OPTIONS)
-  assert equal[0] == equal[1]
+  assert equal[0] == sampler.score("abc", "hello", **OPTIONS)
+  assert equal[0] != equal[1]  # of masks of its own
   other = sampler.score_many(prompts, targets, **(OPTIONS | {"seed": 4}))
   assert other[0] != together[0]
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from diffjax.tokenizers import HuggingFaceTokenizer, PrunedTokenizer, load
-from diffjax.types import UserError
+from diffjax.config import Contract
+from diffjax.data import features
+from diffjax.tokenizers import HuggingFaceTokenizer, PrunedTokenizer, chat, load
+from diffjax.types import Example, UserError
 
 MARKS = (
   "{% for m in messages %}\n  {% if m %}\n<|{{ m['role'] }}|>{{ m.content | trim }}\n"
@@ -109,6 +111,78 @@ def test_a_template_that_fails_or_reaches_out_is_refused_in_one_line(
     tokenizer.chat_prompt("a dog")
   assert "\n" not in str(refusal.value)
   assert "chat template fails on 'a dog'" in str(refusal.value)
+
+
+BORDERS = "{{ bos_token }}[x] {{ messages[0].content | trim }} b{{ eos_token }}a"  # pieces join
+
+
+def turn_of(every, kind, directory):
+  """A tokenizer of that kind behind BORDERS, and a contract of chats."""
+  every[kind].save(directory)
+  (directory / "chat_template.jinja").write_text(BORDERS)
+  tokenizer = load(directory)
+  eos = tokenizer.special_ids.get("eos_id", 0)
+  return tokenizer, Contract(bos_id=-1, pad_id=0, eos_id=eos, mask_id=0, chat=True)
+
+
+SOME = ["byte-level", "unigram", "words", "fairseq pieces", "plain pieces"]
+
+
+@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_ids_of_a_turn_are_the_templates_around_the_texts(every, tmp_path, texts, kind, pruned):
+  """Without special tokens in the text those of the whole; with them, the text's stay text."""
+  tokenizer, contract = turn_of(every, kind, tmp_path)
+  tokenizer = PrunedTokenizer(tokenizer, sorted(tokenizer.alphabet)) if pruned else tokenizer
+  whole = lambda text: tokenizer.encode(tokenizer.chat_prompt(text), parse_special=True)
+  special = set(tokenizer.special_ids.values())
+  count = lambda ids: sum(id_ in special for id_ in ids)
+  for text in texts[:60]:
+    assert features.prompt_ids(text, tokenizer, contract) == (whole(text) if text else [])
+  for id_ in special:
+    said = f"a dog {tokenizer.piece(id_)} runs"
+    ids = features.prompt_ids(said, tokenizer, contract)
+    assert count(ids) == count(whole("a dog")) < count(whole(said))
+    literal = tokenizer.encode(said)
+    assert any(ids[n : n + len(literal)] == literal for n in range(len(ids)))
+
+
+@pytest.mark.parametrize("policy", ["keep_start", "keep_end", "keep_ends"])
+@pytest.mark.parametrize("kind", SOME)
+def test_a_turn_that_is_cut_keeps_the_templates_words(every, tmp_path, kind, policy):
+  tokenizer, contract = turn_of(every, kind, tmp_path)
+  text = "der Hund runs Fast a dog läuft über die grüne Wiese"
+  shown = lambda ids: "".join(map(tokenizer.piece, ids)).replace(" ", "")
+  words = chat.split(tokenizer.chat_prompt, text)
+  head, tail = (shown(tokenizer.encode(words[n], parse_special=True)) for n in (0, 2))
+  whole = features.prompt_ids(text, tokenizer, contract)
+  sizes = []
+  for size in range(3, len(whole) + 5):
+    row = features.encode(Example(text, "a"), tokenizer, contract, max_length=size, too_long=policy)
+    if row is None:
+      continue
+    sizes.append(size)
+    ids = row.tokens[1 : row.canvas_start].tolist()
+    assert len(row.tokens) == min(size, len(whole) + 1 + len(row.tokens) - row.canvas_start)
+    assert shown(ids).startswith(head)
+    assert shown(ids).endswith(tail)
+    cuts = (whole[:n] + whole[len(whole) - len(ids) + n :] for n in range(len(ids) + 1))
+    assert ids in cuts
+  assert len(sizes) > 5
+
+
+@pytest.mark.parametrize(
+  "template",
+  [
+    "{{ messages[0].content }} {{ messages[0].content }}",
+    "{{ messages | length }}",
+    "{{ messages[0].content | length }} {{ messages[0].content }}",
+  ],
+)
+def test_a_template_without_one_place_for_the_text_is_refused(every, tmp_path, template):
+  tokenizer = load(write(tmp_path, every, template))
+  with pytest.raises(UserError, match="does not write 'a dog' once"):
+    chat.split(tokenizer.chat_prompt, "a dog")
 
 
 def test_a_template_that_is_no_text_is_refused(every):

@@ -61,6 +61,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     too_long=config.data.too_long,
     cache_dir=workdir / CACHE,
     on_bad_record=config.data.on_bad_record,
+    workers=config.data.workers,
   )
   if config.data.test.kind != "none":
     sources.open_source(config.data.test)  # rather now than after the last step

@@ -264,7 +264,7 @@ def test_a_resumed_run_refuses_changed_data(data, copied_run):
   kept = file.read_bytes()
   try:
     file.write_bytes(kept + b'{"inputs": "one", "targets": "two"}\n')
-    with pytest.raises(UserError, match="changed since it began: file train.jsonl changed;"):
+    with pytest.raises(UserError, match=r"changed since it began: file train\.jsonl changed;"):
       train(config_from_dict(experiment(data)), copied_run)
   finally:
     file.write_bytes(kept)

@@ -26,7 +26,7 @@ alone, 7 283 pairs with their prompts, of which the last 600 are held out:
   diffjax train --config=configs/iwslt14.py:tiny-autoregressive --workdir=runs/iwslt14_control
   diffjax evaluate --model=runs/iwslt14_tiny --split=test --num-steps=10,50
 
-Not --tasks=iwslt14, which would ask them what they have learnt.
+Not --tasks=iwslt14_validation, which would ask them what they have learnt.
 
 Hardware: tiny: 4 x 192, 2 CPU cores, about 12 minutes. scratch: one GPU. base to xl: 8 GPUs of 80
 GB, xxl 16, by arithmetic. All but tiny are not run yet.

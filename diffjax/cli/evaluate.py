@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
   tables.warn_of_openness(model)
   work = evaluation_work.plan(arguments, Sampler(model))
   card = record.describe(model, arguments.model)
+  for job, way in work[1:]:  # rather told now than after the hours that the first takes
+    runner.lay_out(job, way)
   for job, way in work:
     print(tables.announcement(job))
     result = runner.run(

@@ -93,8 +93,8 @@ def show_result(result: Mapping[str, Any]) -> None:
   unknown = result["unknown_tokens"], result["unknown_in_references"]
   if max(unknown) > _MANY_UNKNOWN:
     print(
-      f"warning: the tokenizer does not know {unknown[0]:.1f} % of the tokens, {unknown[1]:.1f} % of "
-      f"those of references: such scores say little",
+      f"warning: the tokenizer does not know {unknown[0]:.1f} % of the tokens, {unknown[1]:.1f} % "
+      f"of those of references: such scores say little",
       file=sys.stderr,
     )
   names = list(result["scores"])[:_MOST_METRICS]
@@ -114,6 +114,7 @@ def show_result(result: Mapping[str, Any]) -> None:
   values, errors = (
     {name: score[part] for name, score in result["scores"].items()} for part in ("value", "error")
   )
+  of_all = of_all if len(groups) > 1 else ""
   table.add_row(f"all{of_all}", str(result["examples"]), *_cells(values, names, errors))
   Console().print(table)
   for name in (name for name in names if name in _SIGNED):

@@ -87,7 +87,7 @@ def bar(value: float, shown: str) -> Markup:
 def figure(plot: plots.Plot, *notes: str) -> Markup:
   """A picture with its title above, its numbers and what to know of it below."""
   rows = [
-    (series.label, plot.rows[int(y)] if plot.rows else f"{x:.6g}", value(x if plot.rows else y, e))
+    (series.label, plot.rows[int(y)] if plot.rows else f"{x:.10g}", value(x if plot.rows else y, e))
     for series in plot.series
     for x, y, e in zip(series.x, series.y, series.error or [None] * len(series.x), strict=True)
   ]

@@ -179,16 +179,24 @@ def _overview(results: Sequence[Mapping[str, Any]]) -> pages.Markup:
     )
     rows.append(
       (
-        result["task"], result.get("shots"), runs.length_of(result), result["num_steps"],
+        result["task"], result.get("shots"), runs.length_of(result), _counted(result),
         result.get("examples"), result.get("truncated") or "", result.get("left_out") or "",
         _unknown(result), runs.metric_name(main), pages.value(value, error), others,
         _short(result.get("network_calls")), _short(result.get("seconds")),
       )
     )  # fmt: skip
   errors = f"{ERRORS}." if results else "Nothing was evaluated yet."
-  if any((result.get("unknown_tokens") or 0) > _MUCH_UNKNOWN for result in results):
-    errors += " Unknown tokens hide their text from the model: such scores say little."
+  much = [r["task"] for r in results if (r.get("unknown_tokens") or 0) > _MUCH_UNKNOWN]
+  if much:
+    tasks = ", ".join(dict.fromkeys(much))
+    errors += f" Unknown tokens hide their text from the model, so scores of {tasks} say little."
   return pages.Markup(pages.table(head, rows) + pages.paragraph(errors, quiet=True))
+
+
+def _counted(result: Mapping[str, Any]) -> str:
+  """Steps of decoding, or the samples that stand for them."""
+  number = str(result["num_steps"])
+  return number if runs.way_of(result) == "writing" else f"{number} samples"
 
 
 def _unknown(result: Mapping[str, Any]) -> str:
@@ -214,9 +222,9 @@ def _result(directory: Path, result: Mapping[str, Any]) -> pages.Markup:
     scores.insert(0, (runs.metric_name(main), pages.value(value), told, ""))
   score = f"{runs.metric_name(main)} {pages.value(value, error)}"
   way, plain = runs.way_of(result), main.removeprefix(runs.MACRO)
-  counted = "steps" if way == "writing" else "samples"
+  counted = _counted(result) + (" steps" if way == "writing" else "")
   return pages.details(
-    f"{result['task']}, {runs.shots_of(result)}, {result['num_steps']} {counted}, "
+    f"{result['task']}, {runs.shots_of(result)}, {counted}, "
     f"{runs.how_of(way, runs.length_of(result))}: {score}",
     pages.table(("metric", "value", "standard error", "signature"), scores),
     pages.facts(_facts(result)),
@@ -238,7 +246,9 @@ def _facts(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     in_paper = (result.get("examples_in_paper") or {}).get("")
     counts = f"{result.get('examples')} of {result['examples_in_files']} in the files"
     yield "examples", counts + (f", {in_paper} in the paper's" if in_paper else "")
-  if "unknown_tokens" in result:
+  if result.get("ties"):
+    yield "ties", f"{result['ties']} questions had several best options"
+  if result.get("unknown_tokens") is not None:
     yield "unknown tokens", f"{pages.value(result['unknown_tokens'])} % of prompts and references"
   if files := result.get("files"):
     yield "files", files if isinstance(files, str) else ", ".join(map(str, files))
@@ -254,7 +264,7 @@ def _groups(result: Mapping[str, Any], main: str) -> str:
 
   Each value has its standard error, where the report has it.
   """
-  groups, macro = result.get("groups") or {}, result.get("macro") or {}
+  groups = result.get("groups") or {}
   if len(groups) < 2:
     return ""
   metrics = list(dict.fromkeys(name for group in groups.values() for name in group["scores"]))
@@ -262,26 +272,21 @@ def _groups(result: Mapping[str, Any], main: str) -> str:
   rows = [
     (
       name, group.get("examples"), in_paper.get(name),
-      *(_scored(group["scores"], group.get("errors"), metric, main) for metric in metrics),
+      *(_scored(group, metric, main) for metric in metrics),
     )
     for name, group in sorted(groups.items())
   ]  # fmt: skip
-  means = (_scored(macro, result.get("macro_errors"), name, "") for name in metrics)
-  rows.append(("mean over groups", "", "", *means))
+  mean = {"scores": result.get("macro") or {}, "errors": result.get("macro_errors")}
+  rows.append(("mean over groups", "", "", *(_scored(mean, metric, "") for metric in metrics)))
   head = ("group", "examples", "in the paper's files", *map(runs.metric_name, metrics))
   return pages.details(f"{len(groups)} groups", pages.table(head, rows))
 
 
-def _scored(
-  scores: Mapping[str, float | None],
-  errors: Mapping[str, float | None] | None,
-  name: str,
-  main: str,
-) -> str:
-  value = scores.get(name)
+def _scored(group: Mapping[str, Any], name: str, main: str) -> str:
+  value = group["scores"].get(name)
   if value is None:
     return ""
-  shown = pages.value(value, (errors or {}).get(name))
+  shown = pages.value(value, (group.get("errors") or {}).get(name))
   return pages.bar(value, shown) if name == main and 0 <= value <= 100 else shown
 
 

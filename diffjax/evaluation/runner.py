@@ -60,17 +60,8 @@ def run(
     UserError: no question fits the model, one cannot be answered, or references cannot be
       compared; all of this before any is answered.
   """
-  questions = job.questions
-  if job.metrics[0] in METRICS and questions.asked:  # rather told now than after hours
-    references = [question.reference for question in questions.asked]
-    METRICS[job.metrics[0]].value(references, references)
-  laid_out = [way.lay_out(question) for question in questions.asked]
+  questions, laid_out = job.questions, lay_out(job, way)
   rows = [row for row in laid_out if row is not None]
-  if not rows:
-    raise UserError(
-      f"task {job.task!r}: none of its {len(laid_out)} examples fits {way.max_length} positions, "
-      f"so nothing is answered; give --too-long=keep_ends, or other data"
-    )
   version = record.versions()["diffjax"]
   identity = [model_fingerprint, questions.fingerprint, way.identity, version]
   digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -117,6 +108,25 @@ def run(
     **_scores(scored, job.metrics),
     "predictions": f"{PREDICTIONS}/{name}",
   }
+
+
+def lay_out(job: Job, way: Way) -> list[Row | None]:
+  """The row of every question, None where it does not fit.
+
+  Raises:
+    UserError: as `run`, of all that shows before anything is answered.
+  """
+  asked = job.questions.asked
+  if job.metrics[0] in METRICS and asked:
+    references = [question.reference for question in asked]
+    METRICS[job.metrics[0]].value(references, references)
+  rows = [way.lay_out(question) for question in asked]
+  if not any(rows):
+    raise UserError(
+      f"task {job.task!r}: none of its {len(rows)} examples fits {way.max_length} positions, "
+      f"so nothing is answered; give --too-long=keep_ends, or other data"
+    )
+  return rows
 
 
 def _unknown(texts: Iterable[Tokens]) -> float:

@@ -175,5 +175,5 @@ def _scores(study: Study) -> str:
     rows = [(name, *(cells[way].get(name, "") for way in ways)) for name in names]
     made = pages.table(("run", *ways), rows)
   return made + pages.paragraph(
-    f"{report.ERRORS}. Of several numbers of decoding steps, the highest.", quiet=True
+    f"{report.ERRORS}. Of several results, that of the most examples, then steps.", quiet=True
   )

@@ -195,11 +195,15 @@ def test_a_prompt_without_options_is_told_before_anything_is_scored(
   monkeypatch.setattr(Sampler, "score_rows", lambda *_, **__: pytest.fail("was asked"))
   with pytest.raises(UserError, match=r"question 3 of art: .* has no options"):
     command("--tasks=mmlu", suite, "--choose=likelihood", f"--out={tmp_path / 'out'}")
+  file.write_text("\n".join(lines[:3] + lines[:1]) + "\n")
+  (file.parent / "bbh-nlp.0-shot.snarks.jsonl").write_text(lines[3] + "\n")
+  with pytest.raises(UserError, match="question 0 of snarks"):  # of the second task
+    command("--tasks=mmlu,bbh", suite, "--choose=likelihood", f"--out={tmp_path / 'out'}")
 
 
 @pytest.fixture
-def without_letters(model, monkeypatch):
-  """A model whose tokenizer has no capitals."""
+def without_letters(command, model, monkeypatch):
+  """The command, of a model whose tokenizer has no capitals."""
 
   class Tokenizer(ByteTokenizer):
     unk_id = 3
@@ -209,20 +213,21 @@ def without_letters(model, monkeypatch):
 
   changed = dataclasses.replace(model, tokenizer=Tokenizer())
   monkeypatch.setattr(models, "load", lambda directory: changed)
+  return command
 
 
-@pytest.mark.usefixtures("without_letters")
-def test_options_that_the_model_cannot_read_are_refused(command, suite, tmp_path, capsys):
+def test_options_that_the_model_cannot_read_are_refused(without_letters, suite, tmp_path, capsys):
+  command = without_letters
   out = f"--out={tmp_path / 'out'}"
   with pytest.raises(UserError, match="question 0 of law: options 'A' and 'B' are the same"):
     command("--tasks=mmlu", suite, "--choose=likelihood", out)
   command("--tasks=mmlu", suite, out)
   (result,) = read(tmp_path / "out")
-  # Q, A, B, A in the 19 letters of a prompt; one of a reference and its </s>.
-  assert result["unknown_tokens"] == pytest.approx(100 * 5 / 21)
+  # Q, A, B, A of the 18 letters of a prompt; the one of a reference, and its </s>.
+  assert result["unknown_tokens"] == 100 * 5 / 20
   assert result["unknown_in_references"] == 50
   said = capsys.readouterr().err
-  assert "does not know 23.8 % of the tokens, 50.0 % of those of references" in said
+  assert "does not know 25.0 % of the tokens, 50.0 % of those of references" in said
 
 
 def test_a_host_has_its_share(monkeypatch):

@@ -135,6 +135,12 @@ def test_groups_are_listed_with_their_mean(tmp_path):
   told = {"macro": {"exact_match": 47.5}, "examples_in_paper": {"a": 921}}
   page = write(tmp_path / "out", [result(groups=groups, **told)])
   assert "a 7 921 20.0 b 7 75.0 mean over groups 47.5" in page.text
+  groups["a"]["errors"] = {"exact_match": 2.5}
+  told |= {"macro_errors": {"exact_match": 1.25}, "average": "macro"}
+  page = write(tmp_path / "out", [result(groups=groups, value=30.0, **told)])
+  assert "a 7 921 20.0 ± 2.5 b 7 75.0 mean over groups 47.5 ± 1.2" in page.text
+  assert "0-shot, 10 steps, gold length: exact match, mean over groups 47.5 ± 1.2" in page.text
+  assert "exact match, mean over groups 47.5 1.25 exact match 30.0 1.5 v1" in page.text
 
 
 def test_counts_of_the_files_and_of_the_paper_are_told(tmp_path):
@@ -144,10 +150,26 @@ def test_counts_of_the_files_and_of_the_paper_are_told(tmp_path):
     assert text in page.text
 
 
+def test_what_was_asked_is_told_and_unknown_text_is_warned_of(tmp_path):
+  told = {"files": ["mmlu/test.jsonl"], "questions_sha256": "5e" * 32, "unknown_tokens": 31.25}
+  made_by = {"versions": {"diffjax": "0.1.0+g12ab"}, "device": "4 x TPU"}
+  page = write(tmp_path / "out", [result(**told, **made_by)])
+  for text in ("31.2 %", "mmlu/test.jsonl", "5e" * 32, "diffjax 0.1.0+g12ab", "4 x TPU"):
+    assert text in page.text, text
+  assert "Unknown tokens hide their text from the model, so scores of mmlu say" in page.text
+  page = write(tmp_path / "out", [result(unknown_tokens=0.5), result(unknown_tokens=None)])
+  assert "0.50 %" in page.text
+  assert "Unknown tokens hide their text" not in page.text
+
+
 def test_steps_plots_join_only_what_differs_in_steps_alone():
   other = result(num_steps=10, value=9.0)
   other["settings"] = other["settings"] | {"temperature": 0.5}
-  results = [result(num_steps=n, value=float(n)) for n in (50, 2, 10)] + [other]
+  trial = [result(num_steps=n, value=99.0, examples=5) for n in (2, 10)]
+  fixed = result(num_steps=20, length="given", canvas=16)
+  likely = result(num_steps=128, way="choosing")
+  results = [result(num_steps=n, value=float(n)) for n in (50, 2, 10)]
+  results += [other, *trial, fixed, likely]
   (plot,) = report.steps_plots([("", each) for each in results])
   (series,) = plot.series
   assert (series.x, series.y) == ((2, 10, 50), (2.0, 10.0, 50.0))

@@ -305,3 +305,9 @@ def test_models_in_turn_lose_no_results(tmp_path):
   aside = json.loads((tmp_path / "report.aaaaaaaa.json").read_text())
   assert [one["num_steps"] for one in aside["results"]] == [1, 3]
   assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_names_of_files_are_no_patterns(tmp_path):
+  for number in range(2):
+    Predictions(tmp_path / "q[1].jsonl", share=(number, 2)).append([{"number": number}])
+  assert sorted(Predictions(tmp_path / "q[1].jsonl").lines) == [0, 1]

@@ -62,6 +62,64 @@ def test_of_several_numbers_of_steps_the_highest_counts(tmp_path):
   assert lines(figure(made, "steps"))["mmlu"] == [(2, 2), (10, 10), (50, 50)]
 
 
+def test_a_trial_of_a_few_examples_does_not_stand_for_all(tmp_path):
+  results = [result(value=30.0), result(value=99.0, examples=5, num_steps=50)]
+  for number, order in enumerate((results, results[::-1])):
+    made = make(write_run(tmp_path / str(number), order))
+    assert [point.value for point in made.points] == [30.0]
+
+
+CHOOSING = {"settings": {"strategy": "likelihood", "num_steps": 128}, "num_steps": 128}
+
+
+def test_what_was_not_done_in_the_same_way_is_not_compared(tmp_path):
+  ways = {
+    "gold": {}, "fixed": {"length": "given", "canvas": 16},
+    "wider": {"length": "given", "canvas": 32},
+    "choosing": {"way": "choosing", "length": "options"},
+    "choosing once": {"length": "given"} | CHOOSING,  # of a report that does not say its way
+    "macro": {"average": "macro", "macro": {"exact_match": 30.0}},
+  }  # fmt: skip
+  directories = [
+    write_run(tmp_path / name, [result(**changes)], parameters=10 + number)
+    for number, (name, changes) in enumerate(ways.items())
+  ]
+  drawn = figure(make(*directories), "size")
+  assert drawn.plot.series[0].x == (13, 14)  # the two by choosing alone
+  assert drawn.notes == (
+    "By likelihood of the options.", "Not equal: mmlu, diffusion: decoding steps 10, 128.",
+    "Not equal: mmlu, diffusion: strategy reparam-uncond-deterministic-cosine, likelihood.",
+  )  # fmt: skip
+  both = [result(value=30.0), result(value=40.0, way="choosing", **CHOOSING)]
+  made = make(write_run(tmp_path / "both", both))
+  assert {point.evaluation: point.value for point in made.points} == {
+    "mmlu, 0-shot, gold length": 30.0, "mmlu, 0-shot, likelihood of the options": 40.0
+  }  # fmt: skip
+
+
+def test_other_questions_are_another_evaluation(tmp_path):
+  asked = lambda first, **rest: result(questions_sha256=first * 64, **rest)
+  small, large, other, untold = (
+    write_run(tmp_path / name, [made], parameters=size)
+    for name, size, made in (
+      ("small", 10, asked("a", value=1.0)), ("large", 20, asked("a", value=2.0)),
+      ("other", 30, asked("b", value=3.0)), ("untold", 40, result(value=4.0)),
+    )
+  )  # fmt: skip
+  assert has(make(small, other), "Score by size")
+  assert has(
+    make(small, other), "mmlu, 0-shot is not one evaluation: questions aaaaaaaa, questions"
+  )
+  (line,) = lines(figure(make(small, large, other), "size")).values()
+  assert line == [(10, 1), (20, 2)]
+  drawn = figure(make(small, large, untold), "size")  # it may have been the same: joined, and told
+  assert lines(drawn) == {"diffusion": [(10, 1), (20, 2), (40, 4)]}
+  assert "Not equal: mmlu, 0-shot: questions aaaaaaaa, not told." in drawn.notes
+  both = [asked("a", shots=0), asked("b", shots=2)]  # other files for other shots are no difference
+  made = make(*(write_run(tmp_path / n, both, parameters=int(n)) for n in ("10", "20")))
+  assert {point.questions for point in made.points} == {""}
+
+
 def test_adapted_stands_beside_scratch_only_at_equal_shape_process_and_data(tmp_path):
   scratch = write_run(tmp_path / "scratch", [result(value=10.0)])
   adapted = write_run(tmp_path / "adapted", [result(value=20.0)], init_from="x")
@@ -131,10 +189,11 @@ def test_zero_shot_against_few_shot_by_number_of_tasks(tmp_path):
 
 def test_groups_of_own_examples_are_tasks_and_those_of_others_are_not(tmp_path):
   groups = {n: {"examples": 5, "scores": {"exact_match": v}} for n, v in (("a", 1.0), ("b", 2.0))}
+  groups["a"]["errors"] = {"exact_match": 0.5}
   results = [result(task, groups=groups) for task in ("test", "mmlu")]
   made = make(write_run(tmp_path / "run", results))
   assert [(point.task, point.value, point.error) for point in made.points] == [
-    ("test", 30.0, 1.5), ("test/a", 1.0, None), ("test/b", 2.0, None), ("mmlu", 30.0, 1.5)
+    ("test", 30.0, 1.5), ("test/a", 1.0, 0.5), ("test/b", 2.0, None), ("mmlu", 30.0, 1.5)
   ]  # fmt: skip
 
 

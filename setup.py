@@ -34,7 +34,7 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],
-    "eval": ["lm-eval>=0.4.9,<0.5"],
+    "eval": ["lm-eval>=0.4.10,<0.5"],
     "tensorboard": ["tensorboardX>=2.6"],
     "parity": ["torch==2.13.0", "transformers>=5,<6"],
     "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14"],

@@ -53,7 +53,6 @@ def _print(made: "Study") -> None:
     table.add_column(name)
   table.add_column("score", justify="right")
   for point in made.points:
-    what = f"{point.task}, {point.shots}, {point.length} length"
     score = f"{runs.metric_name(point.metric)} {pages.value(point.value, point.error)}"
-    table.add_row(point.run.name, point.run.size, what, score)
+    table.add_row(point.run.name, point.run.size, point.evaluation, score)
   Console().print(table)

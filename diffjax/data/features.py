@@ -15,7 +15,7 @@ import numpy as np
 
 from diffjax.config import Contract
 from diffjax.tokenizers import Tokenizer, chat
-from diffjax.types import Example
+from diffjax.types import Example, UserError
 
 TooLong = Literal["drop", "keep_start", "keep_end", "keep_ends"]
 
@@ -49,6 +49,24 @@ def prompt_ids(text: str, tokenizer: Tokenizer, contract: Contract) -> list[int]
     return tokenizer.encode(text)
   turn = _turn_ids(*chat.split(tokenizer.chat_prompt, text), tokenizer)
   return _without_bos(turn, contract)
+
+
+def prompt_end(text: str, tokenizer: Tokenizer, contract: Contract, *, room: int) -> list[int]:
+  """`prompt_ids`, without the beginning of the text where that takes more than `room` ids.
+
+  Raises:
+    UserError: as `prompt_ids`, or the words of the chat template alone take more.
+  """
+  ids = prompt_ids(text, tokenizer, contract)
+  if len(ids) <= room:
+    return ids
+  kept = _cut(text, ids, tokenizer, contract, surplus=len(ids) - room, too_long="keep_end")
+  if kept is None:
+    raise UserError(
+      f"the chat template of {tokenizer.name} leaves no room for a text in {room} positions; ask "
+      f"for a shorter answer"
+    )
+  return kept
 
 
 def _without_bos(ids: list[int], contract: Contract) -> list[int]:
@@ -138,12 +156,28 @@ def _lay_out(
     return prompt, canvas, full
   if not canvas or too_long == "drop":
     return None, canvas, full
-  start, stop = _text_in_turn(example.inputs, prompt, tokenizer, contract)
-  room = stop - start - (full - max_length)  # for ids of the text
+  kept = _cut(
+    example.inputs, prompt, tokenizer, contract, surplus=full - max_length, too_long=too_long
+  )
+  return kept, canvas, full
+
+
+def _cut(
+  text: str,
+  prompt: list[int],
+  tokenizer: Tokenizer,
+  contract: Contract,
+  *,
+  surplus: int,
+  too_long: TooLong,
+) -> list[int] | None:
+  """The prompt without so many of its text's ids; None where the text has fewer."""
+  start, stop = _text_in_turn(text, prompt, tokenizer, contract)
+  room = stop - start - surplus  # for ids of the text
   if room < 0:
-    return None, canvas, full
+    return None
   first = {"keep_start": room, "keep_end": 0, "keep_ends": room // 4}[too_long]
-  return prompt[: start + first] + prompt[stop - (room - first) :], canvas, full
+  return prompt[: start + first] + prompt[stop - (room - first) :]
 
 
 def _text_in_turn(

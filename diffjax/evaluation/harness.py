@@ -191,7 +191,7 @@ class HarnessModel(LM):
     size = min(int(options.get("max_gen_toks", self._max_gen_toks)), longest // 2)
     room = longest - size - 2  # <s> and </s>
     prompts = [
-      features.prompt_ids(text, model.tokenizer, model.contract)[-room:] for text in contexts
+      features.prompt_end(text, model.tokenizer, model.contract, room=room) for text in contexts
     ]
     knows = model.config.length_classes > 0
     return self.sampler.generate_ids(

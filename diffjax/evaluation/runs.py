@@ -22,7 +22,8 @@ _OWN = ("validation", "test")  # the names of a run's own examples, as tasks
 _EVALUATION = "evaluation"  # where a run's own evaluation lies
 _PROCESS = {"absorbing": "diffusion", "next_token": "autoregressive"}
 _SHOWN = {
-  "bleu": "BLEU", "bleu_lowercase": "BLEU, lowercased", "chrf": "chrF", "rouge_1": "ROUGE-1",
+  "bleu": "BLEU", "bleu_intl": "BLEU, international tokens", "bleu_lowercase": "BLEU, lowercased",
+  "chrf": "chrF", "rouge_1": "ROUGE-1",
   "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L", "rouge_l_paper": "ROUGE-L as in the paper",
   "f1": "F1",
 }  # fmt: skip

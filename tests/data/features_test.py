@@ -7,7 +7,7 @@ import pytest
 
 from diffjax.config import Contract
 from diffjax.data import features
-from diffjax.types import Example
+from diffjax.types import Example, UserError
 
 CONTRACT = Contract(bos_id=0, pad_id=1, eos_id=2, mask_id=99)
 
@@ -72,6 +72,8 @@ def test_measured_sizes_are_those_of_the_rows(policy):
 class Chat(Letters):
   """Its template begins with "<", which is <s>, and a "u"; and closes with an "a"."""
 
+  name = "t"
+
   def chat_prompt(self, text: str) -> str:
     return f"<u{text}a"
 
@@ -107,6 +109,16 @@ def test_of_a_chats_turn_the_text_alone_is_cut(policy, said):
   for size in range(3, 15):
     row, measured = lay_out(features.encode, size), lay_out(features.measure, size)
     assert measured == (None if row is None else len(row.tokens), 14, 3)
+
+
+def test_a_prompt_that_ends_in_so_many_ids_keeps_its_turn():
+  chat = dataclasses.replace(CONTRACT, chat=True)
+  end = lambda room, contract: features.prompt_end("bcdef", Chat(), contract, room=room)
+  assert end(3, CONTRACT) == Letters().encode("def")
+  assert end(4, chat) == [30, *Letters().encode("ef"), 10]
+  assert end(7, chat) == features.prompt_ids("bcdef", Chat(), chat)
+  with pytest.raises(UserError, match="chat template of .* no room for a text in 1 positions"):
+    end(1, chat)
 
 
 def test_special_tokens_in_the_text_of_a_chat_are_text():

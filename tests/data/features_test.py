@@ -117,7 +117,7 @@ def test_a_prompt_that_ends_in_so_many_ids_keeps_its_turn():
   assert end(3, CONTRACT) == Letters().encode("def")
   assert end(4, chat) == [30, *Letters().encode("ef"), 10]
   assert end(7, chat) == features.prompt_ids("bcdef", Chat(), chat)
-  with pytest.raises(UserError, match="chat template of .* no room for a text in 1 positions"):
+  with pytest.raises(UserError, match=r"chat template of .* no room for a text in 1 positions"):
     end(1, chat)
 
 

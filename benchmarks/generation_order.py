@@ -19,7 +19,7 @@ from rich.table import Table
 from strategies import read_examples
 
 import diffjax
-from diffjax.evaluation import order
+from diffjax.evaluation import order, order_pictures
 from diffjax.sampling import settings_of
 
 STRATEGIES = ("reparam-uncond-deterministic-cosine", "confidence", "left_to_right")
@@ -73,10 +73,10 @@ def compare(options: argparse.Namespace) -> None:
     pictured = pictured or choose(orders, examples, graph_of)
   Console(width=130).print(table)
   for one, title in pictured:
-    print(f"{title}\n{order.as_table(one)}\n")
+    print(f"{title}\n{order_pictures.as_table(one)}\n")
   if options.output:
     shown, titles = zip(*pictured, strict=True)
-    order.picture(options.output, shown, titles=titles, graph_of=graph_of)
+    order_pictures.picture(options.output, shown, titles=titles, graph_of=graph_of)
     print(f"wrote {options.output}")
   print(json.dumps(results))
 

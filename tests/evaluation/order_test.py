@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax.evaluation import order as orders
+from diffjax.evaluation import order_pictures
 from diffjax.sampling import Generation
 from diffjax.sampling.results import Step
 from diffjax.types import UserError
@@ -258,7 +259,7 @@ def test_a_missing_graph_is_named(tmp_path):
 
 def test_a_table_shows_each_token_over_its_step():
   order = order_with([12, 1, 3, 0], [" seven", "", " b", " c"])
-  tokens, steps = orders.as_table(order).splitlines()
+  tokens, steps = order_pictures.as_table(order).splitlines()
   assert tokens.split() == ["seven", "b"]
   assert steps.split() == ["12", "3"]
   assert tokens.index("seven") + len("seven") == steps.index("12") + len("12")
@@ -268,8 +269,8 @@ def test_a_picture_is_drawn_over_several_lines(tmp_path):
   tokens = TOKENS * 6
   order = order_with(range(1, len(tokens) + 1), tokens)
   small, large = tmp_path / "small.png", tmp_path / "large.png"
-  orders.picture(small, [fixed_in(range(15))], titles=["one"])
-  orders.picture(large, [fixed_in(range(15)), order], titles=["one", "two"])
+  order_pictures.picture(small, [fixed_in(range(15))], titles=["one"])
+  order_pictures.picture(large, [fixed_in(range(15)), order], titles=["one", "two"])
   heights = [int.from_bytes(file.read_bytes()[20:24], "big") for file in (small, large)]
   assert small.read_bytes().startswith(b"\x89PNG")
   assert heights[1] > 2 * heights[0]

@@ -203,29 +203,13 @@ def _shared(one: list[int], other: list[int]) -> int:
   return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def pad(
-  rows: Sequence[Row | None], *, length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Stacks rows of one example to one length.
-
-  Args:
-    rows: of at most `length` tokens; None is a row of padding alone.
-    length: L.
-    pad_id: fills the rest.
-
-  Returns:
-    tokens int32[B, L], segments int32[B, L] (0 on padding), canvas bool[B, L].
-  """
-  return pack([[] if row is None else [row] for row in rows], length=length, pad_id=pad_id)
-
-
 def pack(
   rows: Sequence[Sequence[Row]], *, length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Stacks rows of several examples to one length.
+  """Stacks rows of one example or several to one length.
 
   Args:
-    rows: the examples of every row, together of at most `length` tokens.
+    rows: the examples of every row, together of at most `length` tokens; none is padding alone.
     length: L.
     pad_id: fills the rest.
 

@@ -151,8 +151,8 @@ def test_answers_are_filled_up_with_ends_to_whole_multiples(multiple):
 
 
 def test_padding_is_segment_zero_and_no_canvas():
-  rows = [features.Row(np.array([0, 10, 33, 2], np.int32), 2), None]
-  tokens, segments, canvas = features.pad(rows, length=6, pad_id=1)
+  rows = [[features.Row(np.array([0, 10, 33, 2], np.int32), 2)], []]
+  tokens, segments, canvas = features.pack(rows, length=6, pad_id=1)
   np.testing.assert_array_equal(tokens, [[0, 10, 33, 2, 1, 1], [1] * 6])
   np.testing.assert_array_equal(segments, [[1, 1, 1, 1, 0, 0], [0] * 6])
   np.testing.assert_array_equal(canvas, [[0, 0, 1, 1, 0, 0], [0] * 6])

@@ -54,7 +54,7 @@ def rows(contract, answers=LENGTHS, seed=0) -> Batch:
   ]
   encode = functools.partial(features.encode, max_length=ROW, too_long="drop")
   encoded = [encode(example, Digits(), contract) for example in examples]
-  padded = features.pad([*encoded, None], length=ROW, pad_id=PAD)
+  padded = features.pack([*([row] for row in encoded), []], length=ROW, pad_id=PAD)
   return Batch(*padded, np.arange(len(answers) + 1, dtype=np.int32))
 
 

@@ -225,7 +225,11 @@ class ComputeConfig:
   """How the same numbers are computed: precision and memory."""
 
   dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters are float32
-  remat: Literal["none", "full", "save_matmuls"] = "none"  # what the backward pass recomputes
+  # What the backward pass computes again: nothing, every layer, or what is no matrix product;
+  # offload: every layer, from inputs that wait in the host's memory.
+  remat: Literal["none", "full", "save_matmuls", "offload"] = "none"
+  # The kernel: XLA's own, cuDNN's (GPU), splash (TPU), or what suits the device and the length.
+  attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
   vocabulary_chunk: int = 256  # scored positions whose logits exist at one time
 
   def __post_init__(self):
@@ -235,11 +239,17 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """Devices along each axis; one may be -1 (the rest)."""
+  """Devices along each axis; one may be -1 (the rest).
+
+  data and fsdp split the rows of a batch; fsdp splits the weights as well, by their width, and the
+  vocabulary by its rows; tensor splits heads, inner widths and the vocabulary; sequence splits the
+  positions of a row.
+  """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  sequence: int = 1
 
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
@@ -562,8 +572,11 @@ class LengthConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-  """AdamW, clipping, the learning-rate curve and the moving average of the weights."""
+  """The optimizer, clipping, the learning-rate curve and the moving average of the weights."""
 
+  # Adafactor (1804.04235) keeps sums over rows and columns in place of the second moments.
+  name: Literal["adamw", "adafactor"] = "adamw"
+  first_moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of adamw
   learning_rate: float = 5e-5
   beta1: float = 0.9
   beta2: float = 0.98
@@ -601,12 +614,19 @@ class TrainingConfig:
   eval_every: int = 0  # 0: only at the end
   checkpoint_every: int = 500
   keep_checkpoints: int = 2
+  profile_start: int = 0  # the first profiled step; 0: none (touching WORKDIR/profile asks for it)
+  profile_steps: int = 3
+  stall_seconds: float = 0.0  # a step that takes longer ends the run; 0: as usual steps say
 
   def __post_init__(self):
     for name in ("steps", "microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
       value = getattr(self, name)
       _require(value >= 1, f"training.{name}", value, "must be >= 1")
-    _require(self.eval_every >= 0, "training.eval_every", self.eval_every, "must be >= 0")
+    for name in ("eval_every", "profile_start", "stall_seconds"):
+      value = getattr(self, name)
+      _require(value >= 0, f"training.{name}", value, "must be >= 0")
+    count = self.profile_steps
+    _require(1 <= count <= 10, "training.profile_steps", count, "must be in 1 .. 10")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.config import MeshConfig
-from diffjax.types import Array, UserError
+from diffjax.types import Shards, UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 ROWS = "rows"  # the one axis of a sampler's mesh
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are split over both
 
-# The logical axes of a dimension -> the mesh axis that splits it.
+# The logical axes of a dimension -> the mesh axes that split it.
 LOGICAL_AXES = {
-  "vocabulary": "tensor",
+  "vocabulary": ("fsdp", "tensor"),
   "heads": "tensor",
   "inner": "tensor",
   "width": "fsdp",
@@ -31,7 +31,7 @@ LOGICAL_AXES = {
 # How a parameter's path ends -> the logical axis of each dimension. Optimizer moments and averages
 # end in the same paths, so that one table covers the whole state; exactly one rule must match.
 PARAMETER_RULES = (
-  (r"embedding/tokens", ("vocabulary", "width")),
+  (r"embedding/tokens", ("vocabulary", "whole")),
   (r"embedding/(positions|types)", ("whole", "width")),
   (r"embedding/norm/(scale|bias)", ("whole",)),
   (r"layers/attention/(query|key|value)/kernel", ("stack", "width", "heads", "whole")),
@@ -54,7 +54,7 @@ PARAMETER_RULES = (
   (r"head/dense/kernel", ("width", "whole")),
   (r"head/(dense/bias|norm/(scale|bias))", ("whole",)),
   (r"head/bias", ("vocabulary",)),
-  (r"head/table", ("vocabulary", "width")),
+  (r"head/table", ("vocabulary", "whole")),
   (r"length_head/attention/(query|key|value)/kernel", ("width", "heads", "whole")),
   (r"length_head/attention/(query|key|value)/bias", ("heads", "whole")),
   (r"length_head/attention/output/kernel", ("heads", "whole", "width")),
@@ -68,10 +68,17 @@ PARAMETER_RULES = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-  """The mesh over all devices. Raises UserError when the axes do not multiply to their number."""
-  devices = jax.devices()
-  sizes = [config.data, config.fsdp, config.tensor]
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The mesh over all devices, or over those given, which need not be there (a topology's).
+
+  Devices of several slices, or of hosts that a slower network joins, are laid out so that it is
+  crossed by the axis data alone, else by fsdp.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = [getattr(config, axis) for axis in AXES]
   if -1 in sizes:
     sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(s for s in sizes if s != -1))
   if math.prod(sizes) != len(devices):
@@ -80,8 +87,28 @@ def make_mesh(config: MeshConfig) -> Mesh:
       f"{math.prod(sizes)} devices, there are {len(devices)}; set one axis to -1 (the rest)"
     )
   # A tall mesh on a torus needs axes that share a physical one.
-  grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  if len(slices) > 1:
+    across, inside = _over_slices(sizes, len(slices))
+    grid = mesh_utils.create_hybrid_device_mesh(
+      inside, across, devices, allow_split_physical_axes=True
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _over_slices(sizes: Sequence[int], slices: int) -> tuple[list[int], list[int]]:
+  """Each axis' size across slices, and inside one. Raises UserError where no axis can be cut."""
+  for axis in BATCH_AXES:
+    place = AXES.index(axis)
+    if sizes[place] % slices == 0:
+      across = [slices if n == place else 1 for n in range(len(sizes))]
+      return across, [size // over for size, over in zip(sizes, across, strict=True)]
+  raise UserError(
+    f"config.mesh: {slices} slices must divide data = {sizes[0]} or fsdp = {sizes[1]}; set data to "
+    f"{slices}"
+  )
 
 
 def rows_mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -100,9 +127,11 @@ def rows(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def constrain_rows(x: Array, *, mesh: Mesh) -> Array:
-  """Keeps an activation [B, ...] split by rows, so that XLA gathers weights and not activations."""
-  return jax.lax.with_sharding_constraint(x, rows(mesh))
+def shards(mesh: Mesh) -> Shards | None:
+  """How activations lie on the mesh; None on one device, where nothing need be said."""
+  if mesh.size == 1:
+    return None
+  return Shards(mesh, BATCH_AXES, "sequence", "tensor", LOGICAL_AXES["vocabulary"])
 
 
 def place_rows(batch: Any, rows: NamedSharding) -> Any:
@@ -153,10 +182,16 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     )
   axes = tuple(LOGICAL_AXES[name] for name in matches[0])
   for size, axis, name in zip(shape, axes, matches[0], strict=True):
-    if axis and size % mesh.shape[axis]:
-      legal = [n for n in range(1, mesh.shape[axis] + 1) if size % n == 0]
+    parts = math.prod(mesh.shape[part] for part in _names(axis))
+    if size % parts:
+      below = next(n for n in range(parts, 0, -1) if size % n == 0)
+      above = next(n for n in range(parts, size + 1) if size % n == 0)
       raise UserError(
-        f"config.mesh.{axis} = {mesh.shape[axis]} does not divide {name} {size} of {path}; "
-        f"nearest that does is {legal[-1]}"
+        f"config.mesh.{' x '.join(_names(axis))} = {parts} does not divide {name} {size} of "
+        f"{path}; nearest that do are {below} and {above}"
       )
   return P(*axes)
+
+
+def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (axis,) if isinstance(axis, str) else axis or ()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 Array = jax.Array
 
@@ -51,6 +52,20 @@ class Layout(NamedTuple):
   positions: Array  # int32[B, L]  restart in every segment
   order: Array  # int32[B, L]  0 everywhere is full attention; the position is causal attention
   opened: Array | None = None  # bool[L, L]  [query, key]: seen whatever the order
+
+
+class Shards(NamedTuple):
+  """The mesh, and which of its axes split which dimension; diffjax/sharding.py makes it.
+
+  Rows may be split over axes that split the vocabulary too: a device then holds some rows of the
+  batch and some of the table, and meets the other rows of either only through collectives.
+  """
+
+  mesh: Mesh
+  rows: tuple[str, ...]  # B
+  sequence: str  # L, of hidden states; tokens [B, L] are split by rows alone
+  heads: str  # H, and inner widths
+  vocabulary: tuple[str, ...]  # V of the table
 
 
 class Head(NamedTuple):

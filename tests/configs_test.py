@@ -16,7 +16,7 @@ from diffjax import sharding
 from diffjax.config import Contract, MeshConfig, config_from_dict, flatten, load_config
 from diffjax.data import features, pipeline, plan, sources
 from diffjax.models import architectures, lora, transformer
-from diffjax.training import adaptation, length, loop, optimizer, start, state, step
+from diffjax.training import adaptation, length, optimizer, programs, start, state, step
 from diffjax.types import Batch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -107,7 +107,7 @@ def test_builds_and_shards(name):
     architecture, config.lora, start.freezes(config),
     dataclasses.replace(config.optimizer, **curve),
   )  # fmt: skip
-  objective = loop.make_objective(config, contract)
+  objective = programs.make_objective(config, contract)
   assert objective.num_timesteps == config.diffusion.num_timesteps
   halves = sharding.make_mesh(MeshConfig(data=2, tensor=4))
   for row_length in config.data.lengths:
@@ -401,6 +401,7 @@ ELSEWHERE = {
   "model.length_classes", "adaptation.anneal_steps", "adaptation.mask_id",
   "adaptation.mask_noise",
   "init_from", "data.tokenizer", "data.workers", "mesh.data", "mesh.fsdp", "mesh.tensor",
+  "mesh.sequence", "training.profile_start", "training.profile_steps", "training.stall_seconds",
   "data.train.path", "data.train.target_path", "data.train.template", "training.log_every",
   "training.eval_every", "training.checkpoint_every", "training.keep_checkpoints",
   "data.on_bad_record", "data.train.name", "data.train.data_dir", "data.train.task",
@@ -451,12 +452,12 @@ def traced_step(config) -> str:
     frozen, trained = lora.split(full, length_head=True)
   frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.lora.frozen_dtype), frozen)
   loss = functools.partial(
-    step.loss_sums, bind=bind, objective=loop.make_objective(config, contract),
+    step.loss_sums, bind=bind, objective=programs.make_objective(config, contract),
     mask_id=contract.mask_id, chunk=config.compute.vocabulary_chunk, shards=None, train=True,
   )  # fmt: skip
   train_step = functools.partial(
     step.train_step, loss=None if config.length.alone else loss, optimizer=update,
-    length=loop.make_length_loss(config, whole) if config.length.weight else None,
+    length=programs.make_length_loss(config, whole) if config.length.weight else None,
     length_weight=config.length.weight,
     learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
     microbatches=config.training.microbatches,

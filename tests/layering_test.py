@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "diffjax"
 # From the bottom up; a module may import from layers below its own, and from its own package.
 LAYERS = (
   {"types"},
-  {"config"},
-  {"models", "diffusion", "tokenizers", "similarity"},
+  {"exits", "config"},
+  {"models", "diffusion", "tokenizers", "similarity", "chips", "arithmetic", "hosts"},
   {"data", "sharding", "checkpoints", "conversion"},
   {"model"},
   {"sampling", "inspection"},
   {"training", "evaluation"},
+  {"planning"},
   {"cli"},
 )
 THIRD_PARTIES = {

@@ -25,10 +25,10 @@ def test_every_leaf_of_a_training_state_matches_exactly_one_rule(norm):
   abstract = jax.eval_shape(create, transformer.shapes(config))
   mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   placed = sharding.shardings(abstract, mesh)
-  assert placed.params["embedding"]["tokens"].spec == P("tensor", "fsdp")
+  assert placed.params["embedding"]["tokens"].spec == P(("fsdp", "tensor"), None)
   assert placed.ema_params["layers"]["ffn"]["up"]["kernel"].spec == P(None, "fsdp", "tensor")
   moments = [s.spec for s in jax.tree.leaves(placed.opt_state)]
-  assert moments.count(P("tensor", "fsdp")) == 2  # both moments of the table lie as it does
+  assert moments.count(P(("fsdp", "tensor"), None)) == 2  # both moments of the table lie as it does
   assert placed.step.spec == P()
 
 
@@ -64,7 +64,9 @@ def test_unknown_and_uneven_parameters_are_refused_by_name():
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
   with pytest.raises(UserError, match="head/extra"):
     sharding.shardings({"head": {"extra": shape(4)}}, mesh)
-  with pytest.raises(UserError, match=r"mesh.tensor = 4 does not divide vocabulary 6 of head/bias"):
+  with pytest.raises(
+    UserError, match=r"mesh.fsdp x tensor = 4 does not divide vocabulary 6 of head/bias"
+  ):
     sharding.shardings({"head": {"bias": shape(6)}}, mesh)
 
 
@@ -72,7 +74,7 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused():
   with pytest.raises(UserError, match="needs 3 devices, there are 8"):
     sharding.make_mesh(MeshConfig(data=3))
   assert dict(sharding.make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {
-    "data": 4, "fsdp": 1, "tensor": 2,
+    "data": 4, "fsdp": 1, "tensor": 2, "sequence": 1,
   }  # fmt: skip
 
 

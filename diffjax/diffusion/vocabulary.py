@@ -12,20 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from diffjax.diffusion.draws import Draw, draw_grouped, group_noise, kept
 from diffjax.diffusion.draws import draw as draw
-from diffjax.types import GENERATOR, Array, Head
-
-
-class Shards(NamedTuple):
-  """The mesh axes that split positions, and the one that splits the vocabulary."""
-
-  mesh: Mesh
-  positions: tuple[str, ...]
-  vocabulary: str
+from diffjax.types import GENERATOR, Array, Head, Shards
 
 
 class _Visit(NamedTuple):
@@ -109,11 +100,11 @@ def _visit_shards(*arguments: Array | None, chunk: int, shards: Shards | None, w
   """`_visit` on one device, or on every shard of a mesh with the sums completed."""
   if shards is None:
     return _visit(*arguments, chunk=chunk, vocabulary=None, with_gradient=with_gradient)
-  positions, rows = P(shards.positions), P(shards.vocabulary)
+  positions, rows = P(shards.rows), P(shards.heads)
 
   def visit(*local: Array | None) -> _Visit:
-    part = _visit(*local, chunk=chunk, vocabulary=shards.vocabulary, with_gradient=with_gradient)
-    total = lambda x: None if x is None else jax.lax.psum(x, shards.positions)
+    part = _visit(*local, chunk=chunk, vocabulary=shards.heads, with_gradient=with_gradient)
+    total = lambda x: None if x is None else jax.lax.psum(x, shards.rows)
     return part._replace(loss=total(part.loss), table=total(part.table), bias=total(part.bias))
 
   gradients = (positions, rows, rows) if with_gradient else (None, None, None)

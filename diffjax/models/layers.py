@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from diffjax.config import LoraConfig, ModelConfig, RotaryConfig
-from diffjax.types import Array, Layout
+from diffjax.types import Array, Layout, Shards
 
 KeysValues = tuple[Array, Array]  # [B, L, key heads, K] each
 Rotation = tuple[Array, Array]  # cosines and sines, float32[B, L, 1, K/2] each
@@ -53,6 +55,14 @@ def dropout(
     jax.random.fold_in(key, layer * _SITES + site), 1 - rate, x.shape[1:]
   )
   return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), 0).astype(x.dtype)
+
+
+def constrain(x: Array, shards: Shards | None) -> Array:
+  """Keeps hidden states [B, L, D] split by rows and positions: XLA then gathers the weights."""
+  if shards is None:
+    return x
+  spec = P(shards.rows, shards.sequence)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(shards.mesh, spec))
 
 
 class Norm(nn.Module):
@@ -280,7 +290,7 @@ class Block(nn.Module):
 
   config: ModelConfig
   dtype: jnp.dtype
-  constrain: Callable[[Array], Array]
+  shards: Shards | None = None
   lora: LoraConfig = LoraConfig()
 
   @nn.compact
@@ -304,4 +314,4 @@ class Block(nn.Module):
       y, keys_values = attention(normed, layer, context, stored)
       x = x + drop(y, ATTENTION_SITE)
       x = x + feed_forward(norm("ffn_norm")(x), layer, context)
-    return self.constrain(x), keys_values
+    return constrain(x, self.shards), keys_values

@@ -4,7 +4,6 @@ Over the usual length, because the binding says in one place what every caller m
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,12 @@ from diffjax.models.layers import (
   KeysValues,
   Norm,
   Project,
+  constrain,
   dropout,
   rotations,
 )
 from diffjax.models.length_head import LengthHead
-from diffjax.types import GENERATOR, Array, Cache, Denoiser, Head, Layout, Params, UserError
+from diffjax.types import GENERATOR, Array, Cache, Denoiser, Head, Layout, Params, Shards, UserError
 
 _POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -33,10 +33,6 @@ _NO_ADAPTERS = LoraConfig()
 _TABLE = nn.initializers.normal(0.02)
 _NOBODY = -1  # the segment of what is not there
 _TRAINED_MASK_SHARE = 0.15 * 0.8  # of the tokens of ESM-2's training
-
-
-def _same(x: Array) -> Array:
-  return x
 
 
 class Embedding(nn.Module):
@@ -107,7 +103,7 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   compute: ComputeConfig
-  constrain: Callable[[Array], Array] = _same
+  shards: Shards | None = None
   lora: LoraConfig = LoraConfig()
   mask_id: int = -1
 
@@ -124,7 +120,7 @@ class Transformer(nn.Module):
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast, 0),
       length=config.layers,
-    )(config, dtype, self.constrain, self.lora)
+    )(config, dtype, self.shards, self.lora)
     if config.norm == "pre":
       self.final_norm = Norm(config.norm_kind, config.norm_epsilon, dtype)
     self.head = VocabularyHead(config, dtype)
@@ -143,7 +139,7 @@ class Transformer(nn.Module):
 
     Keys and values that are `stored`, laid out as `stored_layout`, are seen beside those of tokens.
     """
-    x = self.constrain(self.embedding(tokens, layout, keys))
+    x = constrain(self.embedding(tokens, layout, keys), self.shards)
     context = Context(layout, rotations(self.config, layout.positions), keys, stored_layout)
     x, keys_values = self.layers(x, jnp.arange(self.config.layers), context, stored)
     if self.config.norm == "pre":
@@ -324,7 +320,7 @@ def bind(
   opened: Array | None = None,
   dropout: Array | None = None,
   lora: LoraConfig = _NO_ADAPTERS,
-  constrain: Callable[[Array], Array] = _same,
+  shards: Shards | None = None,
 ) -> Denoiser:
   """The network as the rest of the house sees it.
 
@@ -341,14 +337,14 @@ def bind(
     opened: bool[L, L]; default: drawn with the contract's openness by a fixed key, if any.
     dropout: a key for every row [B], or None for none.
     lora: the adapters beside the weights.
-    constrain: puts the sharding of the residual stream [B, L, D] on it.
+    shards: how hidden states lie on a mesh; None: on one device.
 
   Returns:
     The Denoiser. It has `prefill` and `extend` where a position's keys and values stay what they
     are while later ones are written: not under full or partly opened attention, not where masks
     rescale the whole row's embeddings, and not with dropout.
   """
-  module = Transformer(config, compute, constrain, lora, contract.mask_id)
+  module = Transformer(config, compute, shards, lora, contract.mask_id)
   layout = _contract_layout(
     segments, contract, canvas=canvas, positions=positions, order=order, opened=opened
   )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,15 +10,14 @@ import numpy as np
 from diffjax import model as models
 from diffjax import sharding
 from diffjax.checkpoints import Checkpoints
-from diffjax.config import Contract, ExperimentConfig, LoraConfig, ModelConfig
+from diffjax.config import ExperimentConfig
 from diffjax.data import pipeline, plan, sources
-from diffjax.diffusion import objectives, schedules, vocabulary
-from diffjax.models import lora, transformer
-from diffjax.training import length, metrics, optimizer, state, step
+from diffjax.models import lora
+from diffjax.training import metrics, programs, state
 from diffjax.training.start import CACHE, check_workdir, claim, freezes, place, starting_point
 from diffjax.training.supervision import Stop
 from diffjax.training.validation import Validation
-from diffjax.types import GENERATOR, Array, Params, UserError
+from diffjax.types import GENERATOR, UserError
 
 
 def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
@@ -39,11 +37,11 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   # The model: architecture and tokenizer, its weights on the host, in a checkpoint, or unmade.
   meta = check_workdir(workdir, config)
   begin = starting_point(config, workdir, meta)
-  model, annealing, alone = begin.model, begin.annealing, config.length.alone
+  model, annealing = begin.model, begin.annealing
   mesh = sharding.make_mesh(config.mesh)
   for row_length in config.data.lengths:
-    rows = config.data.rows(row_length)
-    sharding.check_rows(rows // config.training.microbatches, mesh, "a microbatch")
+    count = config.data.rows(row_length)
+    sharding.check_rows(count // config.training.microbatches, mesh, "a microbatch")
 
   # The data: every batch is a function of (seed, number). All of it is opened before anything is
   # written, so that a mistake leaves no run behind.
@@ -69,58 +67,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
   validation = Validation.open(config, dataclasses.replace(model, params=None), index, mesh)
 
   # The functions: each jitted once, beside its shardings and donation.
-  update = optimizer.make(config.optimizer, steps=config.training.steps)
-  bind = functools.partial(
-    transformer.bind,
-    config=model.config,
-    contract=model.contract,
-    compute=config.compute,
-    lora=config.lora,
-    constrain=functools.partial(sharding.constrain_rows, mesh=mesh),
-  )
-  loss = functools.partial(
-    step.loss_sums,
-    bind=bind,
-    mask_id=model.contract.mask_id,
-    chunk=config.compute.vocabulary_chunk,
-    shards=_shards(mesh),
-  )
-  objective = make_objective(config, model.contract)
-  length_loss = make_length_loss(config, model) if config.length.weight else None
-  train_step = functools.partial(
-    step.train_step,
-    loss=None if alone else functools.partial(loss, objective=objective, train=True),
-    length=length_loss,
-    length_weight=config.length.weight,
-    optimizer=update,
-    learning_rate=optimizer.learning_rate(config.optimizer, steps=config.training.steps),
-    microbatches=config.training.microbatches,
-    ema_decay=config.optimizer.ema_decay,
-    opening=functools.partial(annealing.opened, seed=config.seed) if annealing else None,
-  )
-  create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
-  shapes = transformer.shapes(model.config, config.lora)
-  frozen, trained = lora.split(shapes, length_head=True) if freezes(config) else ({}, shapes)
-  abstract = jax.eval_shape(create, trained)
-  placed, placed_frozen = sharding.shardings(abstract, mesh), sharding.shardings(frozen, mesh)
-  rows, once = sharding.rows(mesh), sharding.replicated(mesh)
-  train_step = jax.jit(
-    train_step,
-    in_shardings=(placed, placed_frozen, rows),
-    out_shardings=(placed, once),
-    donate_argnums=0,
-  )
-  # Validation draws its own noise, the same at every validation, and weighs no twin twice.
-  plain = dataclasses.replace(objective, coupled=False, label_smoothing=0.0, seed=config.seed + 1)
-  validation_step = jax.jit(
-    functools.partial(
-      step.validation_step,
-      loss=None if alone else functools.partial(loss, objective=plain, train=False),
-      length=length_loss,
-    ),
-    in_shardings=(placed.params, placed_frozen, rows, once, once),
-    out_shardings=once,
-  )
+  program = programs.build(config, model, annealing, mesh)
 
   claim(workdir, config, model.tokenizer)
   with Checkpoints(
@@ -133,22 +80,16 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     frozen, given = {}, model.params or {}
     if freezes(config):
       frozen, given = lora.split(given, length_head=True)
-      frozen = place(frozen, placed_frozen, config.lora.frozen_dtype)
+      frozen = place(frozen, programs.layout(program.frozen), config.lora.frozen_dtype)
     start = saved.latest()
     if start is not None:
-      targets = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed
-      )
-      restored = saved.restore(start, state.items(targets))
-      current = abstract.replace(step=jax.device_put(np.int32(start), once), **restored)
+      restored = saved.restore(start, state.items(program.state))
+      step = jax.device_put(np.int32(start), program.state.step.sharding)
+      current = program.state.replace(step=step, **restored)
     else:
-      first = functools.partial(
-        _first, create=create, model=model.config, adapters=config.lora, freeze=freezes(config)
-      )
-      current = jax.jit(first, out_shardings=placed, donate_argnums=0)(
-        place(given, {name: placed.params[name] for name in given}),
-        jax.random.key(config.seed, impl=GENERATOR),
-      )
+      placed = programs.layout(program.state.params)
+      given = place(given, {name: placed[name] for name in given})
+      current = program.first(given, jax.random.key(config.seed, impl=GENERATOR))
     start = start or 0
     del given
     model = dataclasses.replace(model, params=None)  # the state holds them now
@@ -182,14 +123,17 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
         report.say(note)
       if freezes(config):
         parts = ["adapters"] * bool(config.lora.rank) + ["length head"] * bool(config.length.weight)
-        said = f"{_count(trained):,} of {_count(shapes):,} numbers are trained"
+        trained, others = programs.count(program.state.params), programs.count(program.frozen)
+        said = f"{trained:,} of {trained + others:,} numbers are trained"
         report.say(f"{said}, in the {' and the '.join(parts)}")
       report.say(batch_plan.counts.describe())
       if start:
         report.say(f"resuming {workdir} at step {start} of {steps}")
       pending = None  # the metrics of step n are read while step n + 1 runs
       for number, batch in enumerate(report.waiting_for(batches), start + 1):
-        current, updates = train_step(current, frozen, sharding.place_rows(batch, rows))
+        current, updates = program.train_step(
+          current, frozen, sharding.place_rows(batch, program.rows)
+        )
         if pending:
           report.step(*pending)
         write = number % config.training.log_every == 0 or number == steps or stop.asked
@@ -204,7 +148,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
           report.status("validating")
           params = current.params if current.ema_params is None else current.ema_params
           openness = annealing.openness(number) if annealing else None
-          scores = validation.run(params, frozen, openness, validation_step, rows)
+          scores = validation.run(params, frozen, openness, program.validation_step, program.rows)
           measured = scores
           report.write(number, "validation", scores)
           shown = "  ".join(
@@ -226,56 +170,3 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
           start = number
           break
   return {**measured, "step": start}
-
-
-def _count(shapes: Params) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def _first(
-  given: Params,
-  key: Array,
-  *,
-  create: Callable[[Params], state.TrainState],
-  model: ModelConfig,
-  adapters: LoraConfig,
-  freeze: bool,
-) -> state.TrainState:
-  """The state before the first step: the trained leaves given, and random ones for the others."""
-  params = transformer.init(key, model, adapters)
-  trained = lora.split(params, length_head=True)[1] if freeze else params
-  return create({**trained, **given})  # whole parts of the network are given, or nothing of them
-
-
-def make_objective(config: ExperimentConfig, contract: Contract) -> objectives.Objective:
-  """The config's diffusion section as the science layer wants it, blocks as the contract has it."""
-  section = dataclasses.asdict(config.diffusion)
-  del section["attention"]
-  section["block_size"] = contract.block_size
-  schedule = schedules.make(section.pop("schedule"), power=section.pop("power"))
-  return objectives.Objective(schedule=schedule, seed=config.seed, **section)
-
-
-def make_length_loss(
-  config: ExperimentConfig, model: models.Model
-) -> Callable[..., tuple[Array, length.LengthSums]]:
-  """(params, frozen, batch) -> the summed loss of the model's length head."""
-
-  def read(params: Params, segments: Array, tokens: Array) -> Array:
-    return transformer.length_logits(
-      params,
-      segments,
-      tokens,
-      config=model.config,
-      contract=model.contract,
-      compute=config.compute,
-      lora=config.lora,
-    )
-
-  return functools.partial(length.loss_sums, read=read, eos_id=model.contract.eos_id)
-
-
-def _shards(mesh: jax.sharding.Mesh) -> vocabulary.Shards | None:
-  if mesh.size == 1:
-    return None  # one device streams without shard_map, which saves its copies
-  return vocabulary.Shards(mesh, sharding.BATCH_AXES, "tensor")

@@ -41,10 +41,14 @@ _FREE_FIELDS = (
   "training.keep_checkpoints",
   "evaluation",
   "mesh",
+  "training.profile_start",
+  "training.profile_steps",
+  "training.stall_seconds",
   "data.workers",
   "data.validation",
   "data.test",
   "compute.remat",
+  "compute.attention",
 )
 
 

@@ -12,7 +12,7 @@ from diffjax.diffusion import objectives, vocabulary
 from diffjax.models import lora, transformer
 from diffjax.training.length import LengthSums, answers_prompt
 from diffjax.training.state import TrainState
-from diffjax.types import Array, Batch, Params
+from diffjax.types import Array, Batch, Params, Shards
 
 NOISE_BINS = 10  # of the share of masked positions, for the loss per noise level
 
@@ -47,7 +47,7 @@ def loss_sums(
   rows: int,
   mask_id: int,
   chunk: int,
-  shards: vocabulary.Shards | None,
+  shards: Shards | None,
   train: bool,
   opened: Array | None = None,
 ) -> tuple[Array, Sums]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jax.sharding import AxisType, Mesh
 
+from diffjax import sharding
+from diffjax.config import MeshConfig
 from diffjax.diffusion import draws, vocabulary
 from diffjax.types import Head, UserError
 
@@ -103,12 +104,9 @@ def test_returns_the_nll_of_scored_positions_only():
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (8, 1, 1)])
 def test_sharded_equals_one_device_with_unequal_numbers_of_chunks(shape):
-  mesh = Mesh(
-    np.array(jax.devices()).reshape(shape),
-    ("data", "fsdp", "tensor"),
-    axis_types=(AxisType.Auto,) * 3,
-  )
-  shards = vocabulary.Shards(mesh, ("data", "fsdp"), "tensor")
+  sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+  mesh = sharding.make_mesh(MeshConfig(**sizes))
+  shards = sharding.shards(mesh)
   head = make_head()
   features, targets, _, smooth = make_data(3, 0.5)
   # With 8 shards of 5 positions, every shard has another number of busy chunks; one has none.

@@ -15,7 +15,7 @@ from diffjax.conversion import leaves
 from diffjax.models import transformer
 from diffjax.sampling import Sampler
 from diffjax.tokenizers import train_sentencepiece
-from diffjax.training import loop, step
+from diffjax.training import loop, programs, step
 from diffjax.training.adaptation import adapt, trained_contract
 from diffjax.types import Batch, UserError
 
@@ -81,7 +81,7 @@ def test_the_loss_is_next_token_cross_entropy(normalizer):
   assert (contract.attention, contract.output_shift, contract.end) == ("causal", 1, "predicted")
   assert not contract.denoises
   loss = functools.partial(
-    step.loss_sums, objective=loop.make_objective(config, contract), rows=2,
+    step.loss_sums, objective=programs.make_objective(config, contract), rows=2,
     bind=functools.partial(
       transformer.bind, config=MODEL, contract=contract, compute=ComputeConfig()
     ),

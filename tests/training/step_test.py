@@ -17,7 +17,7 @@ from diffjax.config import (
   ModelConfig,
   OptimizerConfig,
 )
-from diffjax.diffusion import objectives, schedules, vocabulary
+from diffjax.diffusion import objectives, schedules
 from diffjax.models import lora, transformer
 from diffjax.training import optimizer, state, step
 from diffjax.training.adaptation import Annealing
@@ -83,7 +83,7 @@ def run(
   objective=OBJECTIVE, *, microbatches=1, mesh_config=None, adapters=NO_ADAPTERS, annealing=None
 ):
   """One step on one device or on a mesh -> (state, updates)."""
-  shards, constrain, options = None, lambda x: x, {}
+  shards, options = None, {}
   current, frozen = fresh_state(adapters)
   contract = CONTRACT
   if annealing:
@@ -91,14 +91,13 @@ def run(
     current = current.replace(step=np.int32(1))
   if mesh_config:
     mesh = sharding.make_mesh(mesh_config)
-    shards = vocabulary.Shards(mesh, sharding.BATCH_AXES, "tensor")
-    constrain = functools.partial(sharding.constrain_rows, mesh=mesh)
+    shards = sharding.shards(mesh)
     placed = sharding.shardings(jax.eval_shape(lambda: current), mesh)
     options["in_shardings"] = (placed, sharding.shardings(frozen, mesh), sharding.rows(mesh))
     options["out_shardings"] = (placed, sharding.replicated(mesh))
   bind = functools.partial(
     transformer.bind, config=model_of(adapters), contract=contract, compute=ComputeConfig(),
-    lora=adapters, constrain=constrain,
+    lora=adapters, shards=shards,
   )  # fmt: skip
   loss = functools.partial(
     step.loss_sums, bind=bind, objective=objective, mask_id=CONTRACT.mask_id, chunk=16,

@@ -48,7 +48,6 @@ from diffjax.evaluation import tasks
 from diffjax.model import CONFIG_FILE, checkpoint_of, resolve
 from diffjax.models import transformer
 from diffjax.sampling import layout, programs
-from diffjax.types import GENERATOR
 
 ROUTING = "reparam-uncond-deterministic-cosine"
 THRESHOLDS = ("threshold0.9", "threshold0.6")
@@ -230,11 +229,12 @@ def compiled(
     static_argnames="pattern",
   )
   how = strategies.parse(strategy, num_steps=steps, canvas_size=rows.places.shape[1])
-  draw, key = vocabulary.draw(), jax.random.key(0, impl=GENERATOR)
+  draw = vocabulary.draw()
 
   def run(*, keep_trace: bool = False) -> generation.Decoded:
     pattern = programs.Pattern(cached=cached, keep_trace=keep_trace)
-    return decode(model.params, (rows,), key, how, draw, None, np.int32(0), pattern=pattern)
+    others = np.uint32(0), how, draw, None, np.int32(0)
+    return decode(model.params, (rows,), *others, pattern=pattern)
 
   return run
 

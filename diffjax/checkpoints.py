@@ -4,15 +4,18 @@ A checkpoint holds its trees (params, optimizer state, moving average) as separa
 a sampler reads only what it needs, and `meta`, plain JSON.
 """
 
+import contextlib
+import errno
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from diffjax.types import UserError
+from diffjax.types import MissingInput
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file and default
 
@@ -58,9 +61,14 @@ class Checkpoints:
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *_) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+  def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    try:
+      self.wait()
+    except Exception:
+      if kind is None:  # else it would hide why the run ends
+        raise
+    finally:
+      self._manager.close()
 
   def save(
     self,
@@ -79,11 +87,27 @@ class Checkpoints:
     """
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items[META] = ocp.args.JsonSave({**meta, "items": sorted(trees)})
-    self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+    with self._writing():
+      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
   def check(self) -> None:
-    """Raises the error of a background write that failed."""
-    self._manager.check_for_errors()
+    """Raises the error of a background write that failed: OSError where the disk is full."""
+    with self._writing():
+      self._manager.check_for_errors()
+
+  def wait(self) -> None:
+    """Waits for the background writes; raises as `check`."""
+    with self._writing():
+      self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except ValueError as error:  # TensorStore's; the steps before this one are whole
+      if not any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE")):
+        raise
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._directory)) from error
 
   def latest(self) -> int | None:
     """The newest committed step."""
@@ -106,14 +130,14 @@ class Checkpoints:
       targets: item name -> tree of ShapeDtypeStructs with shardings.
 
     Raises:
-      UserError: the step's trees are not those asked for.
+      MissingInput: the step's trees are damaged, or not those asked for.
     """
     items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     try:
       restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError) as error:
       reason = " ".join(str(error).split())[:200]
-      raise UserError(
+      raise MissingInput(
         f"checkpoint {self._directory / str(step)} cannot be restored ({reason}); it is "
         f"damaged, or another config made it: use that config, or another step"
       ) from error

@@ -602,6 +602,12 @@ class OptimizerConfig:
       self.warmup == "linear" or self.warmup_steps >= 2, "optimizer.warmup_steps",
       self.warmup_steps, "a logarithmic warmup needs at least 2 steps",
     )  # fmt: skip
+    for name in ("first_moment_dtype", "beta1", "beta2", "epsilon"):
+      value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+      _require(
+        self.name == "adamw" or value == default, f"optimizer.{name}", value,
+        "only adamw has it; leave it out",
+      )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

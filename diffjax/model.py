@@ -8,13 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from diffjax import checkpoints, tokenizers
+from diffjax import checkpoints, sharding, tokenizers
 from diffjax.config import (
   ComputeConfig,
   Contract,
   ExperimentConfig,
   LoraConfig,
+  MeshConfig,
   ModelConfig,
   contract_from_dict,
   load_config,
@@ -23,7 +25,9 @@ from diffjax.config import (
 )
 from diffjax.conversion import adapting, exporting, importing, leaves, native, pruning
 from diffjax.models import lora, transformer
-from diffjax.types import Array, Denoiser, Params, UserError
+from diffjax.types import Array, Denoiser, MissingInput, Params, Shards, UserError
+
+ParameterDtype = Literal["float32", "bfloat16"]
 
 _SHIPPED = Path(__file__).parent / "assets"  # models that come with the package, by name
 
@@ -53,6 +57,7 @@ class Model:
     positions: Array | None = None,
     order: Array | None = None,
     dropout: Array | None = None,
+    shards: Shards | None = None,
   ) -> Denoiser:
     """The network on rows with these segments int32[B, L]; see models/transformer.py:bind.
 
@@ -68,6 +73,7 @@ class Model:
       positions=positions,
       order=order,
       dropout=dropout,
+      shards=shards,
     )
 
   def logits(self, tokens: Array, segments: Array | None = None) -> Array:
@@ -89,13 +95,21 @@ class Model:
     segments = jnp.ones_like(tokens) if segments is None else jnp.asarray(segments)
     return transformer.logits(self.denoiser(segments), tokens)[..., : config.vocab_size]
 
-  def length_logits(self, tokens: Array, segments: Array, *, params: Params | None = None) -> Array:
+  def length_logits(
+    self,
+    tokens: Array,
+    segments: Array,
+    *,
+    params: Params | None = None,
+    shards: Shards | None = None,
+  ) -> Array:
     """float32[B, classes]: class c says that c + 1 tokens answer, their </s> not counted.
 
     Args:
       tokens: int32[B, L], `<s> prompt` of one example a row, without answer and </s>.
       segments: int32[B, L]; 0 is padding.
       params: others for the same network; as for `denoiser`.
+      shards: how hidden states lie on a mesh; None: on one device.
 
     Raises:
       UserError: the model has no length head.
@@ -111,6 +125,7 @@ class Model:
       config=self.config,
       contract=self.contract,
       compute=self.compute,
+      shards=shards,
     )
 
   def meta(self) -> dict[str, Any]:
@@ -131,7 +146,8 @@ def resolve(name: str | Path) -> Path:
   if (_SHIPPED / path).exists() and not path.is_absolute():
     return _SHIPPED / path
   shipped = sorted(entry.name for entry in _SHIPPED.iterdir() if entry.is_dir())
-  raise UserError(f"{path} does not exist; give a path, or a shipped model: {', '.join(shipped)}")
+  names = ", ".join(shipped)
+  raise MissingInput(f"{path} does not exist; give a path, or a shipped model: {names}")
 
 
 def kind_of(directory: Path) -> Literal["run", "checkpoint", "model", "weights"]:
@@ -145,13 +161,20 @@ def kind_of(directory: Path) -> Literal["run", "checkpoint", "model", "weights"]
   if directory.parent.name == CHECKPOINTS and directory.name.isdigit():
     return "checkpoint"
   if not (directory / CONFIG_FILE).is_file():
-    raise UserError(
+    raise MissingInput(
       f"{directory} is no model: it has neither {CHECKPOINTS}/ (a run) nor {CONFIG_FILE}"
     )
   return "model" if native.is_native(directory) else "weights"
 
 
-def load(path: str | Path, *, compute: ComputeConfig | None = None, on_host: bool = False) -> Model:
+def load(
+  path: str | Path,
+  *,
+  compute: ComputeConfig | None = None,
+  on_host: bool = False,
+  mesh: MeshConfig | Mesh | None = None,
+  dtype: ParameterDtype = "float32",
+) -> Model:
   """Loads a model from any directory we understand.
 
   A causal source (GPT-2, Llama, Qwen) is the causal model itself: attention causal, no shift, no
@@ -161,19 +184,24 @@ def load(path: str | Path, *, compute: ComputeConfig | None = None, on_host: boo
     path: a run's workdir (its best checkpoint by the validation metric, else the newest), one
       checkpoint `RUN/checkpoints/STEP`, a converted model, a Hugging Face directory, or the name
       of a shipped model.
-    compute: precision of the activations; default float32.
+    compute: precision of the activations; default: `dtype`.
     on_host: leave the parameters of a directory of weights in their files, as
       conversion/leaves.py:Leaf, to be written elsewhere or placed in a sharding of the caller's;
       what a run itself has trained is put on the first device all the same.
+    mesh: over all devices, of all processes, or one that sharding.make_mesh made of some; every
+      parameter lands there in its shards, and no device, nor any host, holds a whole model.
+      Default: the first device.
+    dtype: that the parameters are held in; bfloat16 halves what they take.
 
   Raises:
-    UserError: nothing there, or not readable.
+    UserError: nothing there, or not readable; or a parameter does not divide over the mesh.
   """
   directory = resolve(path)
-  compute = compute or ComputeConfig()
+  compute = compute or ComputeConfig(dtype=dtype)
+  made = sharding.make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
   kind = kind_of(directory)
   if kind in ("run", "checkpoint"):
-    return _load_run(checkpoint_of(directory), compute, on_host=on_host)
+    return _load_run(checkpoint_of(directory), compute, on_host=on_host, mesh=made, dtype=dtype)
   tokenizer = tokenizers.find(directory)
   if kind == "model":
     imported = native.read_native(directory, tokenizer=tokenizer)
@@ -187,7 +215,7 @@ def load(path: str | Path, *, compute: ComputeConfig | None = None, on_host: boo
       contract.check(imported.config.vocab_size)
     except UserError as error:
       raise UserError(f"{directory}: {error}") from error
-  params = imported.params if on_host else _placed(imported.params)
+  params = imported.params if on_host else _placed(imported.params, made, dtype)
   return Model(imported.config, contract, params, tokenizer, compute, imported.family)
 
 
@@ -273,26 +301,36 @@ def checkpoint_of(directory: Path) -> Checkpoint:
   with checkpoints.Checkpoints(workdir / CHECKPOINTS, metric=metric, read_only=True) as saved:
     step = saved.best() or saved.latest() if is_run else int(directory.name)
     if step is None:
-      raise UserError(f"{workdir} has no finished checkpoint yet; train it first")
+      raise MissingInput(f"{workdir} has no finished checkpoint yet; train it first")
     return Checkpoint(workdir, step, saved.meta(step))
 
 
-def _load_run(found: Checkpoint, compute: ComputeConfig, *, on_host: bool) -> Model:
+def _load_run(
+  found: Checkpoint, compute: ComputeConfig, *, on_host: bool, mesh: Mesh | None, dtype: str
+) -> Model:
   meta = found.meta
   config = model_config_from_dict(meta["model"])
   contract = contract_from_dict(meta["contract"])
   adapters = lora_config_from_dict(meta["lora"])
   trained = transformer.shapes(config, adapters)
-  if meta["frozen"]:
+  targets = _layout(trained, mesh)
+  kept_as = jnp.dtype(dtype)
+  if meta["frozen"]:  # little is restored then; what it belongs to is merged on the host
     trained = lora.split(trained, length_head=True)[1]
-  target = jax.tree.map(functools.partial(_with_sharding, sharding=_one_device()), trained)
+    targets = jax.tree.map(lambda _: _one_device(), trained)
+    kept_as = jnp.dtype("float32")
+  target = jax.tree.map(
+    lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, kept_as, sharding=layout),
+    trained,
+    targets,
+  )
   item = "ema_params" if "ema_params" in meta["items"] else "params"
   with checkpoints.Checkpoints(found.workdir / CHECKPOINTS, read_only=True) as saved:
     params = saved.restore(found.step, {item: target})[item]
   if meta["frozen"]:
     params = _completed(found, params, adapters)
     if not on_host:
-      params = _placed(params)
+      params = _placed(params, mesh, dtype)
   tokenizer = tokenizer_of_run(found.workdir, meta)
   return Model(config, contract, params, tokenizer, compute, meta["family"])
 
@@ -328,9 +366,17 @@ def frozen_weights(meta: Mapping[str, Any], experiment: ExperimentConfig) -> tup
   )
 
 
-def _placed(params: Params) -> Params:
-  """Leafs on the first device, one after the other."""
-  return jax.tree.map(functools.partial(leaves.place, sharding=_one_device()), params)
+def _placed(params: Params, mesh: Mesh | None, dtype: str) -> Params:
+  """Leafs on the first device or on the mesh, one after the other."""
+  place = functools.partial(leaves.place, dtype=jnp.dtype(dtype))
+  return jax.tree.map(place, params, _layout(params, mesh))
+
+
+def _layout(params: Params, mesh: Mesh | None) -> Params:
+  """A sharding for every parameter: on the mesh, or the first device."""
+  if mesh is None:
+    return jax.tree.map(lambda _: _one_device(), params)
+  return sharding.shardings(params, mesh)
 
 
 def _one_device() -> jax.sharding.Sharding:
@@ -343,7 +389,3 @@ def tokenizer_of_run(workdir: Path, meta: Mapping[str, Any]) -> tokenizers.Token
   if tokenizer.sha256 != meta["tokenizer_sha256"]:
     raise UserError(f"{workdir / TOKENIZER} is not the tokenizer that this run was trained with")
   return tokenizer
-
-
-def _with_sharding(leaf: Any, *, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

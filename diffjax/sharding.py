@@ -1,12 +1,12 @@
 """The mesh, and one table that says how every array lies on it."""
 
-import functools
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,6 +30,7 @@ LOGICAL_AXES = {
 
 # How a parameter's path ends -> the logical axis of each dimension. Optimizer moments and averages
 # end in the same paths, so that one table covers the whole state; exactly one rule must match.
+# Adafactor's row and column means have the path of their matrix and its first or last axes.
 PARAMETER_RULES = (
   (r"embedding/tokens", ("vocabulary", "whole")),
   (r"embedding/(positions|types)", ("whole", "width")),
@@ -68,24 +69,30 @@ PARAMETER_RULES = (
 )
 
 
+def axis_sizes(config: MeshConfig, devices: int) -> list[int]:
+  """Devices along each of AXES. Raises UserError where they do not multiply to `devices`."""
+  sizes = [getattr(config, axis) for axis in AXES]
+  if -1 in sizes:
+    sizes[sizes.index(-1)] = max(1, devices // math.prod(s for s in sizes if s != -1))
+  if math.prod(sizes) != devices:
+    raise UserError(
+      f"config.mesh: {' x '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))} needs "
+      f"{math.prod(sizes)} devices, there are {devices}; set one axis to -1 (the rest)"
+    )
+  return sizes
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh over all devices, or over those given, which need not be there (a topology's).
 
   Devices of several slices, or of hosts that a slower network joins, are laid out so that it is
-  crossed by the axis data alone, else by fsdp.
+  crossed by the axis data, and by fsdp where data is too small.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = [getattr(config, axis) for axis in AXES]
-  if -1 in sizes:
-    sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(s for s in sizes if s != -1))
-  if math.prod(sizes) != len(devices):
-    raise UserError(
-      f"config.mesh: {' x '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))} needs "
-      f"{math.prod(sizes)} devices, there are {len(devices)}; set one axis to -1 (the rest)"
-    )
+  sizes = axis_sizes(config, len(devices))
   # A tall mesh on a torus needs axes that share a physical one.
   slices = {getattr(device, "slice_index", 0) for device in devices}
   if len(slices) > 1:
@@ -100,21 +107,34 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _over_slices(sizes: Sequence[int], slices: int) -> tuple[list[int], list[int]]:
   """Each axis' size across slices, and inside one. Raises UserError where no axis can be cut."""
-  for axis in BATCH_AXES:
-    place = AXES.index(axis)
-    if sizes[place] % slices == 0:
-      across = [slices if n == place else 1 for n in range(len(sizes))]
-      return across, [size // over for size, over in zip(sizes, across, strict=True)]
-  raise UserError(
-    f"config.mesh: {slices} slices must divide data = {sizes[0]} or fsdp = {sizes[1]}; set data to "
-    f"{slices}"
-  )
+  data, fsdp = sizes[:2]
+  over_data = math.gcd(data, slices)
+  over_fsdp = slices // over_data
+  if fsdp % over_fsdp:
+    raise UserError(
+      f"config.mesh: {slices} slices do not divide over data = {data} and fsdp = {fsdp}; set data "
+      f"to a multiple of {slices}"
+    )
+  across = [over_data, over_fsdp, *(1 for _ in sizes[2:])]
+  return across, [size // over for size, over in zip(sizes, across, strict=True)]
 
 
 def rows_mesh(devices: Sequence[jax.Device]) -> Mesh:
   """Devices of one process that share the rows of a sampler's batch, each a whole model."""
   grid = mesh_utils.create_device_mesh((len(devices),), devices)
   return Mesh(grid, (ROWS,), axis_types=(AxisType.Auto,))
+
+
+def without_sequence(mesh: Mesh) -> Mesh:
+  """The mesh with its axis sequence counted to data: its devices take rows, whole.
+
+  Every device keeps the shard of a parameter that it has, as none is split by sequence.
+  """
+  data, fsdp, tensor, sequence = mesh.devices.shape
+  if sequence == 1:
+    return mesh
+  grid = mesh.devices.transpose(0, 3, 1, 2).reshape(data * sequence, fsdp, tensor, 1)
+  return Mesh(grid, AXES, axis_types=mesh.axis_types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -134,9 +154,31 @@ def shards(mesh: Mesh) -> Shards | None:
   return Shards(mesh, BATCH_AXES, "sequence", "tensor", LOGICAL_AXES["vocabulary"])
 
 
+def row_blocks(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+  """Which of a batch's equal blocks of rows the devices of this process hold, and of how many.
+
+  They need not be neighbours: a host's chips are a square of the torus, which the mesh goes along.
+  Processes that share rows (tensor or sequence spans them) hold the same blocks.
+  """
+  count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  held = rows(mesh).addressable_devices_indices_map((count,)).values()
+  return tuple(sorted({index[0].indices(count)[0] for index in held})), count
+
+
 def place_rows(batch: Any, rows: NamedSharding) -> Any:
-  """Every process's own rows of a batch (NumPy) as one global array."""
-  place = functools.partial(jax.make_array_from_process_local_data, rows)
+  """Every process's own rows of a batch (NumPy) as one global array; see `row_blocks`."""
+  numbers, count = row_blocks(rows.mesh)
+
+  def place(own: np.ndarray) -> jax.Array:
+    size = len(own) // len(numbers)  # rows of a block
+    shape = (count * size, *own.shape[1:])
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+      block = numbers.index(index[0].indices(shape[0])[0] // size)
+      return own[block * size : (block + 1) * size]
+
+    return jax.make_array_from_callback(shape, rows, read)
+
   return jax.tree.map(place, batch)
 
 
@@ -166,29 +208,102 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
   )
 
 
+def describe(tree: Any) -> list[str]:
+  """A line for every leaf: path, dtype[shape], mesh axes of each dimension, shape and bytes.
+
+  Shape and bytes are those on one device; in the axes - is whole and + joins several.
+
+  Args:
+    tree: arrays or ShapeDtypeStructs with NamedShardings.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [f"{_path_name(path)}  {describe_array(leaf, leaf.sharding)}" for path, leaf in leaves]
+
+
+def describe_array(array: Any, sharding: NamedSharding) -> str:
+  """`dtype[shape] [axes] [shape on one device] bytes on it`; the array need not be there."""
+  axes = (*sharding.spec, *(None,) * (len(array.shape) - len(sharding.spec)))
+  split = ", ".join("+".join(_names(axis)) or "-" for axis in axes)
+  local = sharding.shard_shape(tuple(array.shape))
+  size = math.prod(local) * array.dtype.itemsize
+  return f"{array.dtype}{list(array.shape)}  [{split}]  {list(local)}  {size:,}"
+
+
+def local_bytes(tree: Any) -> int:
+  """What one device holds of a tree as `describe` takes it."""
+  local = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape))
+  return sum(local(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def replicated_over_fsdp(tree: Any, *, share: float = 0.01) -> list[str]:
+  """Paths of leaves that every device along fsdp holds alike, though they are not small.
+
+  Args:
+    tree: as `describe` takes it.
+    share: of all numbers of the tree, above which a leaf is not small.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  total = sum(leaf.size for _, leaf in leaves)
+  return [
+    _path_name(path)
+    for path, leaf in leaves
+    if leaf.size > share * total
+    and leaf.sharding.mesh.shape["fsdp"] > 1
+    and "fsdp" not in {name for axis in leaf.sharding.spec for name in _names(axis)}
+  ]
+
+
 def _path_name(path: tuple[Any, ...]) -> str:
   names = (getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
   return "/".join(str(name) for name in names if name is not None)
 
 
+def logical_axes(path: str, count: int) -> tuple[str, ...]:
+  """The logical axis of each dimension of a leaf, as PARAMETER_RULES says.
+
+  Args:
+    path: of names, joined by /.
+    count: of the leaf's dimensions.
+
+  Raises:
+    UserError: not exactly one rule matches, or one of another number of dimensions.
+  """
+  matrix, _, part = path.rpartition("/")
+  is_mean = part in ("rows", "columns")
+  own = matrix if is_mean else path
+  matches = [axes for rule, axes in PARAMETER_RULES if re.search(f"(^|/){rule}$", own)]
+  if is_mean:
+    matches = [_mean_axes(axes, count, part) for axes in matches]
+  if len(matches) != 1 or len(matches[0]) != count:
+    raise UserError(
+      f"parameter {path} of {count} dimensions: {len(matches)} sharding rules match, exactly one "
+      f"with as many axes must; see PARAMETER_RULES in diffjax/sharding.py"
+    )
+  return matches[0]
+
+
+def _mean_axes(axes: tuple[str, ...], count: int, part: str) -> tuple[str, ...]:
+  """`count` axes of a matrix' row or column means; () where it cannot have as many."""
+  stack = axes[:1] if axes[0] == "stack" else ()
+  inside, kept = axes[len(stack) :], count - len(stack)
+  if not 0 < kept < len(inside):
+    return ()
+  return stack + (inside[:kept] if part == "rows" else inside[-kept:])
+
+
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   if not shape:
     return P()
-  matches = [axes for rule, axes in PARAMETER_RULES if re.search(f"(^|/){rule}$", path)]
-  if len(matches) != 1 or len(matches[0]) != len(shape):
-    raise UserError(
-      f"parameter {path} {shape}: {len(matches)} sharding rules match, exactly one with "
-      f"{len(shape)} axes must; see PARAMETER_RULES in diffjax/sharding.py"
-    )
-  axes = tuple(LOGICAL_AXES[name] for name in matches[0])
-  for size, axis, name in zip(shape, axes, matches[0], strict=True):
+  names = logical_axes(path, len(shape))
+  axes = tuple(LOGICAL_AXES[name] for name in names)
+  for size, axis, name in zip(shape, axes, names, strict=True):
     parts = math.prod(mesh.shape[part] for part in _names(axis))
     if size % parts:
       below = next(n for n in range(parts, 0, -1) if size % n == 0)
-      above = next(n for n in range(parts, size + 1) if size % n == 0)
+      above = next((n for n in range(parts, size + 1) if size % n == 0), below)
       raise UserError(
         f"config.mesh.{' x '.join(_names(axis))} = {parts} does not divide {name} {size} of "
-        f"{path}; nearest that do are {below} and {above}"
+        f"{path}; nearest that do are {sorted({below, above})}"
       )
   return P(*axes)
 

@@ -24,8 +24,46 @@ Params = Mapping[str, Any]
 class UserError(ValueError):
   """A mistake that the user can mend: one line naming the thing, the value and what to do.
 
-  Commands print the line and exit with status 2; nothing else in the package catches it.
+  Commands print the line and exit with `exit`; nothing else in the package catches it.
   """
+
+  exit = 64  # diffjax/exits.py has them all
+
+
+class BadData(UserError):
+  """A record, or a file of records, that is not what its source says."""
+
+  exit = 65
+
+
+class MissingInput(UserError):
+  """Weights, a checkpoint, a model's file or a file of data: not there, or damaged."""
+
+  exit = 66
+
+
+class Ended(Exception):
+  """What ends a run though nobody made a mistake: one line. Commands exit with `exit`."""
+
+  exit = 70
+
+
+class Unavailable(Ended):
+  """A device, or another process of the run, is not there."""
+
+  exit = 69
+
+
+class Preempted(Ended):
+  """A signal asked the run to stop, and what was trained is saved."""
+
+  exit = 75
+
+
+class Diverged(Ended):
+  """Training computed numbers that are not finite; nothing of them is saved."""
+
+  exit = 76
 
 
 class Example(NamedTuple):

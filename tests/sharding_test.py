@@ -1,9 +1,12 @@
 """The mesh and the table of shardings."""
 
 import dataclasses
+import importlib.util
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -68,6 +71,9 @@ def test_unknown_and_uneven_parameters_are_refused_by_name():
     UserError, match=r"mesh.fsdp x tensor = 4 does not divide vocabulary 6 of head/bias"
   ):
     sharding.shardings({"head": {"bias": shape(6)}}, mesh)
+  heads = {"layers": {"attention": {"query": {"bias": shape(2, 6, 64)}}}}
+  with pytest.raises(UserError, match=r"tensor = 4 does not divide heads 6 .* \[3, 6\]"):
+    sharding.shardings(heads, mesh)
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused():
@@ -83,3 +89,86 @@ def test_rows_must_divide_over_the_mesh():
   sharding.check_rows(16, mesh, "a batch")
   with pytest.raises(UserError, match=r"a batch = 12 rows .* nearest are \[8, 16\]"):
     sharding.check_rows(12, mesh, "a batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+  """As much of a device as laying out a mesh asks for."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = "fake"
+  device_kind: str = "fake"
+
+
+@pytest.mark.parametrize(
+  ("slices", "config", "crossed"),
+  [
+    (2, {"data": 2, "fsdp": 4, "tensor": 2}, "data"),
+    (2, {"data": 4, "fsdp": -1}, "data"),
+    (4, {"data": 1, "fsdp": 8, "tensor": 2}, "fsdp"),
+    (4, {"data": 2, "fsdp": 4, "tensor": 2}, "data and fsdp"),
+  ],
+)
+def test_axes_that_talk_much_stay_inside_a_slice(slices, config, crossed):
+  devices = [FakeDevice(n, n * slices // 16) for n in range(16)]
+  grid = sharding.make_mesh(MeshConfig(**config), devices).devices
+  number = np.vectorize(lambda device: device.slice_index)(grid)
+  varies = [axis for n, axis in enumerate(sharding.AXES) if (np.ptp(number, axis=n) > 0).any()]
+  assert " and ".join(varies) == crossed
+  assert len({device.id for device in grid.flat}) == 16
+
+
+def test_slices_that_no_axis_can_span_are_refused():
+  devices = [FakeDevice(n, n // 4) for n in range(8)]
+  with pytest.raises(UserError, match=r"2 slices do not divide over data = 1 .* multiple of 2"):
+    sharding.make_mesh(MeshConfig(data=1, tensor=8), devices)
+
+
+def test_adafactors_means_lie_as_the_rows_and_columns_of_their_matrix():
+  heads = ("stack", "width", "heads", "whole")
+  query, output = "second/layers/attention/query/kernel", "second/layers/attention/output/kernel"
+  assert sharding.logical_axes(query, 4) == heads
+  assert sharding.logical_axes(f"{query}/rows", 2) == ("stack", "width")
+  assert sharding.logical_axes(f"{query}/columns", 3) == ("stack", "heads", "whole")
+  assert sharding.logical_axes(f"{output}/rows", 3) == ("stack", "heads", "whole")
+  assert sharding.logical_axes(f"{output}/columns", 2) == ("stack", "width")
+  assert sharding.logical_axes("embedding/tokens/rows", 1) == ("vocabulary",)
+  assert sharding.logical_axes("embedding/tokens/columns", 1) == ("whole",)
+  for path, count in ((query, 2), (f"{query}/rows", 4), (f"{query}/other", 2)):
+    with pytest.raises(UserError, match="exactly one"):
+      sharding.logical_axes(path, count)
+
+
+def test_what_is_large_and_replicated_over_fsdp_is_named():
+  def names(rows: int, **axes) -> list[str]:
+    mesh = sharding.make_mesh(MeshConfig(**axes))
+    shapes = {"head": {"bias": (256,), "norm": {"scale": (rows,)}}}
+    struct = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    tree = jax.tree.map(struct, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    attach = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    placed = jax.tree.map(attach, tree, sharding.shardings(tree, mesh))
+    return sharding.replicated_over_fsdp(placed)
+
+  assert names(8, data=2, fsdp=4) == ["head/norm/scale"]  # 3 % of all
+  assert names(2, data=2, fsdp=4) == []
+  assert names(8, data=8) == []
+
+
+def golden():
+  """The module that writes tests/golden/shardings_*.txt."""
+  file = Path(__file__).parent / "golden" / "write_shardings.py"
+  spec = importlib.util.spec_from_file_location("write_shardings", file)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("preset", ["xlmr-base", "xlmr-xl", "xlmr-xxl"])
+def test_parameters_and_activations_of_presets_lie_as_written_down(preset):
+  """On a change that is meant: python tests/golden/write_shardings.py."""
+  written = golden()
+  table = written.table(preset)
+  assert table == written.path(preset).read_text()
+  assert "large and replicated over fsdp: nothing" in table

@@ -21,21 +21,26 @@ if TYPE_CHECKING:
 class AnswerFile:
   """A file of answers to some prompts, in their order. Nothing is written before `append`."""
 
-  def __init__(self, path: Path, prompts: Sequence[str], settings: Mapping[str, Any]):
+  def __init__(
+    self, path: Path, prompts: Sequence[str], settings: Mapping[str, Any], *, writes: bool = True
+  ):
     """Finds out how far the file is.
 
     Args:
       path: of the answers.
       prompts: all prompts, those that have an answer included.
       settings: all that decides the answers besides the prompts; plain JSON values.
+      writes: False where another process reads and writes the file, and this one only counts.
 
     Raises:
       UserError: the folder does not exist, or the file holds anything but answers to the first of
         these prompts under these settings.
     """
-    self.path = path
+    self.path, self.writes = path, writes
     self.settings_path = path.with_name(f"{path.name}.settings.json")
-    self._prompts = prompts
+    self._prompts, self._size, self.done = prompts, 0, 0
+    if not writes:
+      return
     self._settings = json.loads(json.dumps(settings))  # as it will be read back
     if not path.parent.is_dir():
       raise UserError(f"--output {path}: the folder does not exist; make it first")
@@ -48,6 +53,9 @@ class AnswerFile:
 
   def append(self, answers: Sequence["Generation"]) -> None:
     """Adds the answers to the prompts that come next; on disk when this returns."""
+    if not self.writes:
+      self.done += len(answers)
+      return
     lines = [
       json.dumps({"prompt": prompt} | record(answer), ensure_ascii=False, allow_nan=False) + "\n"
       for prompt, answer in zip(self._prompts[self.done :], answers, strict=False)

@@ -1,9 +1,11 @@
 """The decoder's settings as options of a command, and as lines typed in a conversation."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from diffjax.config import MeshConfig
 from diffjax.types import UserError
 
 
@@ -38,7 +40,9 @@ _KINDS = {int: "a whole number", float: "a number"}
 
 
 def add_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = ()) -> None:
-  """Declares --preset and an option for every setting; one not given keeps the preset's value.
+  """Declares --preset, an option for every setting, and those of `placement`.
+
+  A setting that is not given keeps the preset's value.
 
   Args:
     parser: of the command.
@@ -54,6 +58,58 @@ def add_options(parser: argparse.ArgumentParser, *, without: tuple[str, ...] = (
     if name in without:
       continue
     parser.add_argument(f"--{name.replace('_', '-')}", type=option.kind, help=option.help)
+  parser.add_argument(
+    "--mesh",
+    default="",
+    help="for a model that does not fit one device: devices along each axis, such as tensor=8 or "
+    "fsdp=2,tensor=4; default: every device has the whole model",
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16"),
+    default="float32",
+    help="of the parameters and what is computed with them; bfloat16 takes half the memory",
+  )
+
+
+def placement(arguments: argparse.Namespace, *, local: bool = False) -> dict[str, Any]:
+  """How the model is loaded, as Sampler.load and diffjax.load take it.
+
+  Args:
+    arguments: of `add_options`.
+    local: whether every process has a mesh of its own, over its own devices.
+
+  Raises:
+    UserError: --mesh is not written as it must be, or does not fit the devices.
+  """
+  mesh = _parse_mesh(arguments.mesh) if arguments.mesh else None
+  if mesh is not None and local:
+    import jax
+
+    from diffjax import sharding
+
+    mesh = sharding.make_mesh(mesh, jax.local_devices())
+  return {"mesh": mesh, "dtype": arguments.dtype}
+
+
+def _parse_mesh(text: str) -> MeshConfig:
+  axes = [field.name for field in dataclasses.fields(MeshConfig)]
+  sizes = {}
+  for part in text.split(","):
+    name, _, size = part.strip().partition("=")
+    try:
+      number = int(size)
+    except ValueError:
+      number = None
+    if name not in axes or name in sizes or number is None:
+      raise UserError(
+        f"--mesh {text}: {part.strip()!r} must be one of {', '.join(axes)}, =, and a number, such "
+        f"as tensor=8; give each once"
+      )
+    sizes[name] = number
+  if -1 in sizes.values():
+    sizes.setdefault("data", 1)  # which is the rest, where no other axis is
+  return MeshConfig(**sizes)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

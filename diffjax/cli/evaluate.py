@@ -1,11 +1,15 @@
 """`diffjax evaluate`: answers tasks or a run's held-out examples, scores and reports them."""
 
 import argparse
+import functools
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from diffjax.cli import decoding
+
+_PATIENCE = 600.0  # seconds that a process waits for slower ones, and as long again as it took
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,21 +79,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--share",
     default="",
     help="K/N: this process answers every N-th example, from the K-th on; when all have, the same "
-    "command with 0/1 writes the report; default: its own share where JAX runs on several hosts",
+    "command with 0/1 writes the report; not needed for processes that are started together",
   )
   parser.add_argument("--out", type=Path, help="of the report; default: RUN/evaluation")
   decoding.add_options(parser, without=("num_steps",))
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """Answers what is not answered yet, prints the scores, and writes report.json and index.html."""
+  """Answers what is not answered yet, prints the scores, and writes report.json and index.html.
+
+  Several processes each answer their share, and the first one reports.
+  """
+  from diffjax import hosts
+  from diffjax.cli import evaluation_work
+
+  evaluation_work.check(arguments)
+  hosts.start()
+  with hosts.Peers():
+    _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+  from diffjax import hosts
   from diffjax import model as models
   from diffjax.cli import evaluation_work, tables
   from diffjax.evaluation import answering, record, report, runner
   from diffjax.sampling import Sampler
 
-  evaluation_work.check(arguments)
   share = evaluation_work.share_of(arguments.share)
+  together = hosts.several() and not arguments.share
+  speaks = hosts.is_first() or not together
   out = evaluation_work.directory_of(arguments)
   model = models.load(models.resolve(arguments.model))
   tables.warn_of_openness(model)
@@ -98,15 +117,21 @@ def run(arguments: argparse.Namespace) -> None:
   for job, way in work[1:]:  # rather told now than after the hours that the first takes
     runner.lay_out(job, way)
   for job, way in work:
-    print(tables.announcement(job))
-    result = runner.run(
-      job, way, directory=out, model_fingerprint=card["fingerprint"], share=share,
-      progress="scoring" if isinstance(way, answering.Scoring) else "answering",
-    )  # fmt: skip
+    if speaks:
+      print(tables.announcement(job))
+    answer = functools.partial(
+      runner.run, job, way, directory=out, model_fingerprint=card["fingerprint"]
+    )
+    label = "scoring" if isinstance(way, answering.Scoring) else "answering"
+    began = time.monotonic()
+    result = answer(share=share, progress=label if speaks else "")
+    if together:
+      hosts.barrier(f"{job.task} is answered", _PATIENCE + 2 * (time.monotonic() - began))
+      result = answer() if hosts.is_first() else None  # there is nothing left to answer
     if result is not None:
       record.save(out, result, model=card, command=shlex.join(["diffjax", *sys.argv[1:]]))
       tables.show_result(result)
-  if share[1] > 1:
+  if arguments.share and share[1] > 1:
     print(f"share {share[0]} of {share[1]} is done; after all of them, run it with --share=0/1")
-    return
-  print(f"wrote {out / record.FILE} and {report.write_page(out)}")
+  elif speaks:
+    print(f"wrote {out / record.FILE} and {report.write_page(out)}")

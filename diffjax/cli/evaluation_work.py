@@ -71,7 +71,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def share_of(text: str) -> tuple[int, int]:
-  """K/N as numbers; of no text, what falls to this host. Raises UserError."""
+  """K/N as numbers; of no text, what falls to this process. Raises UserError."""
   if not text:
     return jax.process_index(), jax.process_count()
   index, slash, count = text.partition("/")

@@ -1,15 +1,18 @@
-"""`diffjax COMMAND ...`: finds the command's file, and turns user errors into one line."""
+"""`diffjax COMMAND ...`: finds the command's file, and ends with the exit code of what happened."""
 
 import argparse
 import difflib
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 COMMANDS = {
   "quickstart": "masked LM in, diffusion LM out, text sampled: four minutes on a CPU",
   "train": "train or resume the experiment of a config file",
+  "status": "how a run is: its speed, its checkpoint, where its time went, why it stopped",
+  "plan": "memory, time and MFU of a config on TPUs or GPUs that are not there",
   "sample": "answer prompts by iterative denoising",
   "data": "what a config's examples are: counts, lengths, shares, padding, a few of them rendered",
   "evaluate": "tasks and held-out examples decoded, scored and reported",
@@ -18,6 +21,9 @@ COMMANDS = {
   "inspect": "what a model, a run or a directory of weights holds",
   "tokenizer": "train a SentencePiece model on text files",
 }
+
+_ALONE = ("quickstart",)  # run in one process
+_USAGE = 64  # exits.Exit.USAGE, without the seconds in which JAX is imported
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +36,7 @@ class Parser(argparse.ArgumentParser):
   def parse_known_args(
     self, args: Sequence[str], namespace: argparse.Namespace | None = None
   ) -> tuple[argparse.Namespace, list[str]]:
-    """As argparse.ArgumentParser, but no option is unknown: exits with 2 on a mistake."""
+    """As argparse.ArgumentParser, but no option is unknown: exits with 64 on a mistake."""
     known = [option for option in self._option_string_actions if option.startswith("--")]
     for word in args:
       name = word.partition("=")[0]
@@ -40,12 +46,12 @@ class Parser(argparse.ArgumentParser):
     return super().parse_known_args(args, namespace)
 
   def error(self, message: str) -> NoReturn:
-    """Prints it on one line and exits with 2."""
+    """Prints it on one line and exits with 64."""
     _fail(f"{' '.join(message.split())}; {self.prog} --help tells the options")
 
 
 def main() -> None:
-  """Entry point of the `diffjax` command. Exits with 2 on a mistake of the user."""
+  """Entry point of the `diffjax` command. Exits as diffjax/exits.py says, the cause last."""
   name = sys.argv[1] if len(sys.argv) > 1 else "--help"
   if name in ("-h", "--help"):
     print("usage: diffjax COMMAND ...   (diffjax COMMAND --help tells its options)\n")
@@ -59,18 +65,19 @@ def main() -> None:
   parser = Parser(prog=f"diffjax {name}", description=COMMANDS[name])
   module.add_arguments(parser)
   arguments = parser.parse_args(_joined(sys.argv[2:]))
-  from diffjax.types import UserError
+  from diffjax import exits, hosts
 
   try:
+    if name in _ALONE:
+      hosts.alone(name)
     module.run(arguments)
-  except UserError as error:
-    _fail(str(error))
-  except OSError as error:
-    if error.filename is None:
-      raise  # not about a path that the user gave
-    _fail(f"{error.filename}: {error.strerror}; give a path that exists and can be used")
-  except KeyboardInterrupt:
-    sys.exit(130)
+  except (Exception, KeyboardInterrupt) as error:
+    code, cause = exits.explain(error)
+    if code == exits.Exit.BUG:
+      traceback.print_exc()
+    _say(cause)
+    hosts.part(code)
+    sys.exit(int(code))
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -85,5 +92,9 @@ def _joined(arguments: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> NoReturn:
+  _say(message)
+  sys.exit(_USAGE)
+
+
+def _say(message: str) -> None:
   print(f"diffjax: {message}", file=sys.stderr)
-  sys.exit(2)

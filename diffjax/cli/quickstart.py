@@ -60,8 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
       console.print(f"   decoding them with {config.init_from} as it is, a masked LM ...")
       reports["before"] = evaluate(Sampler(load(config.init_from)), examples, **settings)
     console.print(f"2. training {config.training.steps} steps in {workdir}")
-    if train(config, workdir)["step"] < config.training.steps:
-      return
+    train(config, workdir)
   sampler = Sampler.load(workdir)
   if "after" not in reports:
     console.print("3. decoding the held-out examples again ...")

@@ -1,4 +1,7 @@
-"""`diffjax sample`: answers prompts from the shell."""
+"""`diffjax sample`: answers prompts from the shell.
+
+Of several processes, which a mesh may span, all compute and the first one prints and writes.
+"""
 
 import argparse
 import dataclasses
@@ -67,11 +70,26 @@ def run(args: argparse.Namespace) -> None:
   if args.file is not None:
     prompts += read_prompts(args.file)
   page = _page_path(args)
-  console = Console(highlight=False, soft_wrap=True)
   if not prompts:
-    return _converse(args, console)
+    return _converse(args, Console(highlight=False, soft_wrap=True))
 
-  if args.output is not None and not args.output.parent.is_dir():
+  from diffjax import hosts
+
+  if not args.mesh:
+    hosts.alone("sample without --mesh")
+  hosts.start()
+  quiet = not hosts.is_first()
+  with hosts.Peers():
+    _answer(args, prompts, page, Console(highlight=False, soft_wrap=True, quiet=quiet))
+  return None
+
+
+def _answer(
+  args: argparse.Namespace, prompts: list[str], page: Path | None, console: Console
+) -> None:
+  """Generates, then prints, shows or writes, unless the console is quiet. Raises UserError."""
+  writes = not console.quiet
+  if writes and args.output is not None and not args.output.parent.is_dir():
     raise UserError(f"--output {args.output}: the folder does not exist; make it first")
   path = _weights(args.model)
   sampler, changes = _load(args, path)
@@ -84,25 +102,37 @@ def run(args: argparse.Namespace) -> None:
     progress = "decoding" if console.is_terminal else ""  # else it would be among the answers
     answers = sampler.generate(prompts, return_trace=trace, progress=progress, **options)
   else:
-    decided = {"model": str(path.resolve())} | how | dataclasses.asdict(settings)
-    file = AnswerFile(args.output, prompts, decided)
+    decided = {"model": str(path.resolve()), "dtype": args.dtype} | how
+    decided |= dataclasses.asdict(settings)
+    file = AnswerFile(args.output, prompts, decided, writes=writes)
+    file.done = _of_first(file.done)
     first = file.done
     rows_each = settings.length_beam * settings.num_samples
     answers = answer_into(file, sampler, prompts, options, rows_each=rows_each, return_trace=trace)
     prompts = prompts[first:] if trace else []
     console.print(f"{args.output}: {file.done - first} answers added, {file.done} in all")
   for prompt, answer in zip(prompts, answers, strict=True):
-    if args.trace == "terminal":
+    if args.trace == "terminal" and writes:
       (animate if console.is_terminal else print_trace)(console, prompt, answer)
     elif args.output is None:
       console.print(Text(answer.text))
-  if page is not None and answers:
+  if page is not None and answers and writes:
     from diffjax.cli import trace_page
 
     text = trace_page.page(answers, prompts, caption=f"{args.model} · {settings.strategy}")
     _write_page(page, text)
     console.print(f"wrote {page}; open it in a browser")
-  return None
+
+
+def _of_first(number: int) -> int:
+  """What the first of all processes has, which goes on where its own file stopped."""
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def answer_into(
@@ -137,7 +167,8 @@ def answer_into(
   size = max(1, options["batch_size"] // rows_each)
   columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
   console = Console(stderr=True)
-  shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+  disabled = not (file.writes and console.is_terminal)
+  shown = Progress(*columns, console=console, transient=True, disable=disabled)
   with shown as progress:
     bar = progress.add_task("decoding", total=len(prompts), completed=file.done)
     for start in range(0, len(prompts), size):
@@ -206,7 +237,7 @@ def _load(args: argparse.Namespace, path: Path) -> tuple["Sampler", dict[str, An
 
   changes = decoding.given(args)
   settings_of(args.preset, **changes)
-  sampler = Sampler.load(path)
+  sampler = Sampler.load(path, **decoding.placement(args))
   tables.warn_of_openness(sampler.model)
   return sampler, changes
 

@@ -24,11 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
   """Trains, then prints what can be done with the run."""
   config = load_config(arguments.config, arguments.set)
+  from diffjax import hosts
+  from diffjax.cli.compilation import keep_programs
   from diffjax.training.loop import train  # after the config is known to be right
 
-  step = train(config, arguments.workdir)["step"]
+  hosts.start()
   workdir = arguments.workdir
-  if step < config.training.steps:
+  keep_programs(workdir)
+  step = train(config, workdir)["step"]
+  if not hosts.is_first():
     return
   print(f"\ntrained: {workdir}, step {step}. Next:")
   print(f"  diffjax sample --model={workdir} --prompt='...' --length=12 --trace")

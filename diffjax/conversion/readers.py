@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from diffjax.tokenizers.files import parse_json
-from diffjax.types import UserError
+from diffjax.types import MissingInput, UserError
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -61,7 +61,7 @@ _COMMANDS = {
 }
 
 
-class WeightsError(UserError):
+class WeightsError(MissingInput):
   """Weights that cannot be read, or that are not what their config says."""
 
 

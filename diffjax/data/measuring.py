@@ -15,7 +15,7 @@ from diffjax.config import Contract
 from diffjax.data import features
 from diffjax.data.sources import Source
 from diffjax.tokenizers import Tokenizer
-from diffjax.types import UserError
+from diffjax.types import BadData, UserError
 
 DROPPED, EXCLUDED, BAD = -1, -2, -3  # in place of a length: too long, of a language, not readable
 _BAD_SHARE = 0.001  # of a part's records may be bad where they are skipped
@@ -87,7 +87,7 @@ def _check_bad(source: Source, bad: dict[int, str], stop: int) -> None:
     own = [number for number in bad if part.start <= number < part.stop]
     count = part.stop - part.start
     if len(own) > _BAD_SHARE * count:
-      raise UserError(
+      raise BadData(
         f"{part.name}: {len(own)} of the first {min(stop, part.stop) - part.start} records are "
         f"bad, of {count} up to {_BAD_SHARE:.1%} are skipped; the first: {bad[own[0]]}"
       )

@@ -1,6 +1,6 @@
 """Batches of rows, read and tokenised by grain in the order that plan.py decides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -12,6 +12,9 @@ from diffjax.data.plan import LengthIndex, Plan, Selection
 from diffjax.data.sources import Source
 from diffjax.tokenizers import Tokenizer
 from diffjax.types import Batch, UserError
+
+Blocks = tuple[Sequence[int], int]  # numbers of some of so many equal parts of a batch's rows
+WHOLE: Blocks = ((0,), 1)
 
 _THREADS, _AHEAD = 2, 8  # readers of this process, and batches they prepare before they are asked
 
@@ -26,26 +29,26 @@ class _MakeBatch(grain.transforms.Map):
     contract: Contract,
     plan: Plan,
     data: DataConfig,
-    process_index: int,
-    process_count: int,
+    blocks: Blocks,
   ):
     self._source, self._tokenizer, self._contract = source, tokenizer, contract
-    self._plan, self._data = plan, data
-    self._process_index, self._process_count = process_index, process_count
+    self._plan, self._data, self._blocks = plan, data, blocks
 
   def map(self, number: int) -> Batch:
     """Reads the examples and lays them out."""
     selection = self._plan.batch(int(number))
-    rows = self._data.rows(selection.length)
-    index = _share(rows, self._process_index, self._process_count)
-    return _batch(
-      self._source,
-      self._tokenizer,
-      self._contract,
-      selection.part(index[0], index[-1] + 1),
-      index,
-      self._data,
-    )
+    own = [
+      _batch(
+        self._source,
+        self._tokenizer,
+        self._contract,
+        selection.part(index[0], index[-1] + 1),
+        index,
+        self._data,
+      )
+      for index in _own(self._data.rows(selection.length), self._blocks)
+    ]
+    return _join(own)
 
 
 def batches(
@@ -57,8 +60,7 @@ def batches(
   data: DataConfig,
   start: int,
   stop: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  blocks: Blocks = WHOLE,
 ) -> Iterator[Batch]:
   """This host's rows of batches start .. stop - 1, the same for any number of readers and hosts.
 
@@ -66,16 +68,16 @@ def batches(
     source, tokenizer, contract, plan: what to read, how, and in which order.
     data: the config section.
     start, stop: batch numbers, that is, training steps.
-    process_index, process_count: hosts take consecutive slices of every batch.
+    blocks: of every batch that are this host's; see sharding.row_blocks.
 
   Raises:
     UserError: the rows of a batch cannot be shared out evenly.
   """
   for length in data.lengths:
-    _share(data.rows(length), process_index, process_count)
+    _own(data.rows(length), blocks)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain's reader processes ask absl for flags
-  make = _MakeBatch(source, tokenizer, contract, plan, data, process_index, process_count)
+  make = _MakeBatch(source, tokenizer, contract, plan, data, blocks)
   options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
   dataset = grain.MapDataset.range(start, stop).map(make).to_iter_dataset(options)
   if data.workers:
@@ -92,8 +94,7 @@ def evaluation_batches(
   data: DataConfig,
   batch_size: int,
   limit: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  blocks: Blocks = WHOLE,
 ) -> Iterator[Batch]:
   """This host's rows of batches of the first `limit` examples that fit, in order.
 
@@ -107,7 +108,7 @@ def evaluation_batches(
     data: the config section.
     batch_size: rows of all hosts together.
     limit: number of examples.
-    process_index, process_count: hosts take consecutive slices of every batch.
+    blocks: of every batch that are this host's; see sharding.row_blocks.
 
   Raises:
     UserError: no example fits, or the rows of a batch cannot be shared out evenly.
@@ -118,23 +119,34 @@ def evaluation_batches(
       f"none of {len(lengths.rows)} held-out examples has a row ({lengths.describe_lost()}); raise "
       f"config.data.max_length = {data.max_length} where they are too long, or give others"
     )
-  index = _share(batch_size, process_index, process_count)
+  own = _own(batch_size, blocks)
   for start in range(0, len(kept), batch_size):
-    examples = kept[start : start + batch_size][index[0] : index[-1] + 1]
-    selection = Selection(
-      examples, data.max_length, np.ones(len(examples), bool), np.arange(len(examples))
-    )
-    yield _batch(source, tokenizer, contract, selection, index, data)
+    batch = kept[start : start + batch_size]
+    made = []
+    for index in own:
+      examples = batch[index[0] : index[-1] + 1]
+      selection = Selection(
+        examples, data.max_length, np.ones(len(examples), bool), np.arange(len(examples))
+      )
+      made.append(_batch(source, tokenizer, contract, selection, index, data))
+    yield _join(made)
 
 
-def _share(rows: int, process_index: int, process_count: int) -> np.ndarray:
-  """The rows of the global batch that are one host's, int32[rows / process_count]."""
-  if rows % process_count:
+def _own(rows: int, blocks: Blocks) -> list[np.ndarray]:
+  """The rows of the global batch that are one host's, int32[rows / count] a block."""
+  numbers, count = blocks
+  if rows % count:
     raise UserError(
-      f"a batch of {rows} rows cannot be shared by {process_count} hosts; make it a multiple"
+      f"a batch of {rows} rows cannot be shared out in {count} parts; make it a multiple"
     )
-  count = rows // process_count
-  return np.arange(process_index * count, (process_index + 1) * count, dtype=np.int32)
+  size = rows // count
+  return [np.arange(n * size, (n + 1) * size, dtype=np.int32) for n in numbers]
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+  if len(batches) == 1:
+    return batches[0]
+  return Batch(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 def _batch(

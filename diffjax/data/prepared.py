@@ -17,7 +17,7 @@ import numpy as np
 
 from diffjax.config import SourceConfig
 from diffjax.data.records import Record, Records, find_files, identify
-from diffjax.types import UserError
+from diffjax.types import MissingInput, UserError
 
 _CACHED_BYTES = 1 << 29  # of decoded Parquet row groups, a process
 
@@ -104,9 +104,9 @@ def _open_parquet(path: Path) -> Any:
     return parquet.ParquetFile(path, memory_map=True)
   except ArrowException as error:
     reason = " ".join(str(error).split())
-    raise UserError(f"{path}: no Parquet file ({reason}); copy it again") from None
+    raise MissingInput(f"{path}: no Parquet file ({reason}); copy it again") from None
   except OSError as error:
-    raise UserError(f"{path}: {error.strerror or error}; give a readable file") from None
+    raise MissingInput(f"{path}: {error.strerror or error}; give a readable file") from None
 
 
 def _hash_file(path: Path) -> str:
@@ -215,7 +215,7 @@ def _find_builder(config: SourceConfig) -> tuple[Path, Path]:
       raise UserError(f"{name} is prepared in several forms; name one of {names}")
   if versions and (folder / versions[-1] / "dataset_info.json").is_file():
     return folder / versions[-1], root
-  raise UserError(
+  raise MissingInput(
     f"{config.path} is not prepared in {root}; write it: {_build_command(config.path, root)}"
   )
 
@@ -265,7 +265,7 @@ def _load_builder(directory: Path, name: str, root: Path) -> Any:
     ) from None
   except Exception as error:  # its files are foreign: whatever reading them raises is damage
     reason = " ".join(str(error).split())[:200]
-    raise UserError(
+    raise MissingInput(
       f"{name} in {directory} is damaged ({type(error).__name__}: {reason}); write it again: "
       f"{_build_command(name, root)}"
     ) from None

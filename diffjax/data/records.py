@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffjax.config import SourceConfig
-from diffjax.types import UserError
+from diffjax.types import BadData, MissingInput, UserError
 
 Record = Mapping[str, object]
 
@@ -49,7 +49,7 @@ class Records(abc.ABC):
 
   def error(self, number: int, reason: str) -> UserError:
     """The error that names a record's place."""
-    return UserError(f"{self.where(number)}: {reason}; mend the record or remove it")
+    return BadData(f"{self.where(number)}: {reason}; mend the record or remove it")
 
 
 def open_records(config: SourceConfig) -> Records:
@@ -72,7 +72,7 @@ def find_files(pattern: str) -> list[Path]:
     return [Path(pattern)]
   found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
   if not found:
-    raise UserError(f"{pattern}: no file has such a name; give a path or a pattern that fits some")
+    raise MissingInput(f"{pattern}: no file has such a name; give a path or pattern that fits some")
   return found
 
 
@@ -100,9 +100,9 @@ class Lines:
         size = os.fstat(file.fileno()).st_size
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-      raise UserError(f"{self.path}: damaged .gz file ({error}); copy it again") from None
+      raise MissingInput(f"{self.path}: damaged .gz file ({error}); copy it again") from None
     except OSError as error:
-      raise UserError(f"{self.path}: {error.strerror}; give a readable file") from None
+      raise MissingInput(f"{self.path}: {error.strerror}; give a readable file") from None
 
   def _read_stamp(self) -> tuple[int, int]:
     status = self.path.stat()
@@ -118,7 +118,7 @@ class Lines:
       blank = blank and not chunk.strip()
       found.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + start)
     if blank:
-      raise UserError(f"{self.path} is empty; give a file with one example a line")
+      raise MissingInput(f"{self.path} is empty; give a file with one example a line")
     ends = np.concatenate(found)
     if content[-1:] != b"\n":
       ends = np.append(ends, len(content))
@@ -145,7 +145,7 @@ class Lines:
 
   def error(self, number: int, reason: str) -> UserError:
     """The error that names a line."""
-    return UserError(f"{self.where(number)}: {reason}; mend the line or remove it")
+    return BadData(f"{self.where(number)}: {reason}; mend the line or remove it")
 
   def __getstate__(self) -> dict[str, Any]:
     state = dict(self.__dict__)
@@ -223,7 +223,7 @@ class _Pairs(Records):
     self._inputs = _Concatenation(config.path)
     self._targets = _Concatenation(config.target_path)
     if len(self._inputs) != len(self._targets):
-      raise UserError(
+      raise BadData(
         f"{config.path} has {len(self._inputs)} lines, {config.target_path} has "
         f"{len(self._targets)}; paired files must have as many"
       )

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from diffjax.diffusion import vocabulary
 from diffjax.diffusion.guidance import guide
 from diffjax.diffusion.strategies import State, Strategy
 from diffjax.diffusion.vocabulary import Draw, Prediction
-from diffjax.types import Array, Cache, Denoiser, Head, UserError
+from diffjax.types import Array, Cache, Denoiser, Head, Shards, UserError
 
 # What a position's key is folded with; _START in place of a step's number, for the first state.
 _TOKEN_NOISE, _STEP_NOISE = range(2)
@@ -78,6 +80,7 @@ def fill(
   keep_trace: bool = False,
   on_step: Callable[[Trace], None] | None = None,
   shown: Callable[[Trace, Array], Trace] = lambda step, ended: step,
+  shards: Shards | None = None,
 ) -> Decoded:
   """Runs a strategy on a canvas until every row of it is final.
 
@@ -102,21 +105,21 @@ def fill(
       the host is an io_callback of the caller's.
     shown: what a step's trace is turned into before it is kept or handed out, told which rows an
       end has cut, bool[B].
+    shards: how the rows lie on a mesh, and the vocabulary's; None: on one device.
   """
   shape = canvas.real.shape
 
   def project(hidden: Array, wanted: Array | None, noise: Array) -> Prediction:
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    predicted = vocabulary.predict(
+    return vocabulary.predict(
       view.head,
-      flat,
+      hidden,
       chunk=chunk,
       draw=draw,
-      keys=_fold(noise, _TOKEN_NOISE).reshape(-1) if draw.sampled else None,
+      keys=_fold(noise, _TOKEN_NOISE) if draw.sampled else None,
       needs=strategy.needs,
-      wanted=None if wanted is None else wanted.reshape(-1),
+      wanted=wanted,
+      shards=shards,
     )
-    return jax.tree.map(lambda x: x.reshape(shape), predicted)
 
   def look(state: State, wanted: Array | None, noise: Array) -> Array | Prediction:
     hidden = view.see(jnp.where(state.masked, mask_id, state.tokens))
@@ -224,12 +227,13 @@ def generate(
   end_id: int | None = None,
   keep_trace: bool = False,
   on_step: Callable[[Trace], None] | None = None,
+  shards: Shards | None = None,
 ) -> Decoded:
   """Fills the canvas of every row by a strategy's steps.
 
   Args:
     sides: the rows; and, under guidance, those without their prompt.
-    keys, strategy, draw, mask_id, chunk, end_id, keep_trace, on_step: see `fill`.
+    keys, strategy, draw, mask_id, chunk, end_id, keep_trace, on_step, shards: see `fill`.
     guidance: float32[], the weight w of `guidance.guide`; None where there is one side.
     stored: bool[B, L] of each side, what is computed once and then read from a cache; None
       computes whole rows in every step. Exact where nothing stored sees the canvas: attention
@@ -241,7 +245,10 @@ def generate(
   Raises:
     UserError: `stored` is given, and the network can keep nothing.
   """
-  common = dict(mask_id=mask_id, chunk=chunk, end_id=end_id, keep_trace=keep_trace, on_step=on_step)
+  common = dict(
+    mask_id=mask_id, chunk=chunk, end_id=end_id, keep_trace=keep_trace, on_step=on_step,
+    shards=shards,
+  )  # fmt: skip
   if stored is None:
     view = _guided([whole_rows(*side[:3]) for side in sides], guidance)
     return fill(view, sides[0].canvas, keys, strategy, draw, **common)
@@ -251,7 +258,8 @@ def generate(
       "stored out, or take a model of attention 'prefix', 'blocks' or 'causal'"
     )
   caches = [
-    side.denoiser.prefill(side.tokens, keep) for side, keep in zip(sides, stored, strict=True)
+    _split_cache(side.denoiser.prefill(side.tokens, keep), shards)
+    for side, keep in zip(sides, stored, strict=True)
   ]
   if not block_size:
     views = [
@@ -267,6 +275,20 @@ def generate(
   return decoded._replace(  # the cache too was a call
     calls=decoded.calls + asked, network_calls=decoded.network_calls + asked.any()
   )
+
+
+def _split_cache(cache: Cache, shards: Shards | None) -> Cache:
+  """The cache as the mesh splits its rows, and its keys and values by heads where they divide."""
+  if shards is None:
+    return cache
+  divides = cache.keys.shape[3] % shards.mesh.shape[shards.heads] == 0
+  heads = P(None, shards.rows, None, shards.heads if divides else None)
+  rows = P(shards.rows)
+  put = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(shards.mesh, spec))
+  return Cache(
+    put(cache.keys, heads), put(cache.values, heads), put(cache.hidden, rows),
+    put(cache.stored, rows),
+  )  # fmt: skip
 
 
 def _guided(views: Sequence[View], guidance: Array | None) -> View:

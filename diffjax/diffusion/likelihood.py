@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.diffusion import vocabulary
-from diffjax.types import Array, Denoiser, UserError
+from diffjax.types import Array, Denoiser, Shards, UserError
 
 # What a row's key is folded with.
 _COUNT, _POSITIONS = range(2)
@@ -120,6 +120,7 @@ def samples(
   *,
   mask_id: int,
   chunk: int,
+  shards: Shards | None = None,
 ) -> Array:
   """One sample of the bound from every row: n / l sum_{i masked} log p(x_i | the rest), in nats.
 
@@ -132,13 +133,14 @@ def samples(
       is 0.
     mask_id: what masked positions become.
     chunk: positions whose logits exist at one time.
+    shards: how rows and vocabulary lie on a mesh; None: on one device.
 
   Returns:
     float32[R]
   """
   masked, weight = draw_masks(keys, scored, low, high)
   return weight * log_likelihoods(
-    denoiser, jnp.where(masked, mask_id, tokens), tokens, masked, chunk=chunk
+    denoiser, jnp.where(masked, mask_id, tokens), tokens, masked, chunk=chunk, shards=shards
   ).sum(-1)
 
 
@@ -170,7 +172,13 @@ def draw_masks(keys: Array, scored: Array, low: Array, high: Array) -> tuple[Arr
 
 
 def log_likelihoods(
-  denoiser: Denoiser, xt: Array, tokens: Array, scored: Array, *, chunk: int
+  denoiser: Denoiser,
+  xt: Array,
+  tokens: Array,
+  scored: Array,
+  *,
+  chunk: int,
+  shards: Shards | None = None,
 ) -> Array:
   """log p(token | xt) at the scored positions, in nats; 0 elsewhere.
 
@@ -183,18 +191,22 @@ def log_likelihoods(
     tokens: int32[R, L], allowed rows where scored.
     scored: bool[R, L].
     chunk: positions whose logits exist at one time.
+    shards: how rows and vocabulary lie on a mesh; None: on one device.
 
   Returns:
     float32[R, L]
   """
   hidden = denoiser.trunk(xt, None)
   head = denoiser.head
+  # On a mesh rows stay rows, each on its device; on one device they are one line of positions.
+  line = (lambda x: x) if shards else (lambda x: x.reshape(-1, *x.shape[2:]))
   _, nll = vocabulary.cross_entropy(
-    head.transform(head.params, hidden.reshape(-1, hidden.shape[-1])),
+    head.transform(head.params, line(hidden)),
     head,
-    jnp.where(scored, tokens, 0).reshape(-1),
-    scored.reshape(-1).astype(jnp.float32),
+    line(jnp.where(scored, tokens, 0)),
+    line(scored.astype(jnp.float32)),
     chunk=chunk,
+    shards=shards,
   )
   return -nll.reshape(tokens.shape)
 

@@ -5,9 +5,17 @@ of the whole base trunk. Both the loss and the sampler go through here, which is
 long. Either visits only the positions that count, a chunk of them at a time. The loss forms its
 own gradient during the visit: three matmuls a chunk (logits, features' gradient, table's
 gradient), nothing recomputed, nothing stacked. A prediction keeps a few numbers of each position.
+
+On a mesh a device holds some rows of the table and never sees the others; the positions come to
+it. Shards of positions that share a table visit theirs together: those that count stand in one
+row, across the shards, and a visit takes the next of them, whoever's they are. One shard may so
+have many and another none without either waiting, and all make the same number of visits, which
+they must, as they meet inside.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +25,85 @@ from jax.sharding import PartitionSpec as P
 from diffjax.diffusion.draws import Draw, draw_grouped, group_noise, kept
 from diffjax.diffusion.draws import draw as draw
 from diffjax.types import GENERATOR, Array, Head, Shards
+
+
+class _Axes(NamedTuple):
+  """Mesh axes longer than 1, by what they mean to a visit; none on one device."""
+
+  vocabulary: tuple[str, ...] = ()  # split the rows of the table
+  shared: tuple[str, ...] = ()  # of these, the ones that split positions too
+  apart: tuple[str, ...] = ()  # split positions alone: nothing is exchanged over them in the loop
+  parts: int = 1  # of the table
+  sharing: int = 1  # shards of positions that are visited together
+
+
+def _axes(shards: Shards | None, positions: tuple[str, ...]) -> _Axes:
+  """The axes of a mesh that splits positions over the axes `positions`."""
+  if shards is None:
+    return _Axes()
+  long = lambda names: tuple(name for name in names if shards.mesh.shape[name] > 1)
+  size = lambda names: math.prod(shards.mesh.shape[name] for name in names)
+  vocabulary = long(shards.vocabulary)
+  shared = tuple(name for name in vocabulary if name in positions)
+  apart = tuple(name for name in long(positions) if name not in vocabulary)
+  return _Axes(vocabulary, shared, apart, size(vocabulary), size(shared))
+
+
+def _sum(x: Array, names: tuple[str, ...]) -> Array:
+  return jax.lax.psum(x, names) if names else x
+
+
+def _visit_size(chunk: int, positions: int, table: Array, axes: _Axes) -> int:
+  """How many positions a visit takes, of `positions` on each shard and table [V / parts, D].
+
+  `chunk` on one device. On a mesh more, by as much as its part of the table is smaller: its logits
+  take the memory of chunk x V, and its matmuls stay large. A multiple of the parts.
+  """
+  if axes.parts == 1:
+    return min(chunk, positions)
+  rows, width = table.shape
+  # The features themselves take no more memory than the logits may.
+  size = max(1, chunk * axes.parts * rows // max(rows, width))
+  return -(-min(size, axes.sharing * positions) // axes.parts) * axes.parts
+
+
+class _Queue(NamedTuple):
+  """The positions that count, of all shards that are visited together, in one row."""
+
+  order: Array  # int32[P]  this shard's positions, those that count first
+  count: Array  # int32[]   how many do
+  before: Array  # int32[]   how many of earlier shards stand before them
+  total: Array  # int32[]   of all shards
+  axes: tuple[str, ...]  # over which they are apart
+
+  def turn(self, number: Array, size: int) -> tuple[Array, Array]:
+    """Which positions visit `number` takes.
+
+    Returns:
+      int32[size], this shard's positions among them, out of range at those of others; and
+      bool[size], False where the row has ended.
+    """
+    slots = number * size + jnp.arange(size, dtype=jnp.int32)
+    own = slots - self.before
+    mine = (own >= 0) & (own < self.count)
+    places = jnp.where(mine, self.order[jnp.where(mine, own, 0)], len(self.order))
+    return places, slots < self.total
+
+  def take(self, x: Array, places: Array) -> Array:
+    """x [P, ...] of all shards at their places -> [size, ...]; exact, since one shard has each."""
+    return _sum(x.at[places].get(mode="fill", fill_value=0), self.axes)
+
+
+def _queue(counts: Array, axes: _Axes) -> _Queue:
+  """Lines up the positions where `counts`, bool[P] of this shard, is True."""
+  order = jnp.argsort(~counts, stable=True).astype(jnp.int32)
+  count = counts.sum(dtype=jnp.int32)
+  before, total = jnp.int32(0), count
+  if axes.shared:
+    each = jax.lax.all_gather(count, axes.shared)  # [sharing]
+    earlier = jnp.arange(axes.sharing) < jax.lax.axis_index(axes.shared)
+    before, total = jnp.where(earlier, each, 0).sum(), each.sum()
+  return _Queue(order, count, before, total, axes.shared)
 
 
 class _Visit(NamedTuple):
@@ -45,17 +132,18 @@ def cross_entropy(
   features, head.table and head.bias, to first order; the weights and targets are data.
 
   Args:
-    features: [P, D], after the head's transform.
+    features: [..., D], after the head's transform; [B, L, D] on a mesh.
     head: its table, bias and allowed rows are used.
-    targets: int32[P], allowed rows.
-    nll_weight: float32[P]; 0 where the position does not count.
-    smooth_weight: float32[P] for label smoothing, or None.
-    chunk: positions whose logits exist at one time.
-    shards: how P and V are split over a mesh, or None on one device. Every shard of positions
-      streams its own; collectives inside the loop run over the vocabulary axis alone.
+    targets: int32[...], allowed rows.
+    nll_weight: float32[...]; 0 where the position does not count.
+    smooth_weight: float32[...] for label smoothing, or None.
+    chunk: positions whose logits exist at one time; on a mesh the logits of as many more as the
+      vocabulary has shards, each device holding its rows of them: chunk x V numbers either way.
+    shards: how B, L and V are split over a mesh, or None on one device. No device ever holds more
+      of the table and of its gradient than its own rows.
 
   Returns:
-    The summed loss float32[], and -log p(target) float32[P], 0 where both weights are 0; the
+    The summed loss float32[], and -log p(target) float32[...], 0 where both weights are 0; the
     latter carries no gradient.
   """
   return _cross_entropy(
@@ -99,12 +187,13 @@ _cross_entropy.defvjp(_forward, _backward)
 def _visit_shards(*arguments: Array | None, chunk: int, shards: Shards | None, with_gradient: bool):
   """`_visit` on one device, or on every shard of a mesh with the sums completed."""
   if shards is None:
-    return _visit(*arguments, chunk=chunk, vocabulary=None, with_gradient=with_gradient)
-  positions, rows = P(shards.rows), P(shards.heads)
+    return _visit(*arguments, chunk=chunk, axes=_Axes(), with_gradient=with_gradient)
+  axes = _axes(shards, (*shards.rows, shards.sequence))
+  positions, rows = P(shards.rows, shards.sequence), P(shards.vocabulary)
 
   def visit(*local: Array | None) -> _Visit:
-    part = _visit(*local, chunk=chunk, vocabulary=shards.heads, with_gradient=with_gradient)
-    total = lambda x: None if x is None else jax.lax.psum(x, shards.rows)
+    part = _visit(*local, chunk=chunk, axes=axes, with_gradient=with_gradient)
+    total = lambda x: None if x is None else _sum(x, axes.apart)
     return part._replace(loss=total(part.loss), table=total(part.table), bias=total(part.bias))
 
   gradients = (positions, rows, rows) if with_gradient else (None, None, None)
@@ -127,34 +216,40 @@ def _visit(
   smooth_weight: Array | None,
   *,
   chunk: int,
-  vocabulary: str | None,
+  axes: _Axes,
   with_gradient: bool,
 ) -> _Visit:
-  """One shard's pass: scored positions first, then as many chunks as hold any."""
-  over_rows = (lambda x: jax.lax.psum(x, vocabulary)) if vocabulary else (lambda x: x)
-  length, dtype = features.shape[0], features.dtype
-  chunk = min(chunk, length)
+  """One shard's pass: as many visits as hold scored positions of those that share its table.
+
+  What it returns of the loss and the table is of all of them; nll and the gradient of features are
+  of its own positions.
+  """
+  shape, dtype = features.shape, features.dtype
+  features, targets = features.reshape(-1, shape[-1]), jnp.ravel(targets)
+  nll_weight = jnp.ravel(nll_weight)
+  over_rows = functools.partial(_sum, names=axes.vocabulary)
   matmul = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
   weights = table.astype(dtype)  # [V, D]
-  first_row = jax.lax.axis_index(vocabulary) * table.shape[0] if vocabulary else 0
+  first_row = 0
+  if axes.vocabulary:
+    first_row = jax.lax.axis_index(axes.vocabulary) * table.shape[0]
   allowed_count = over_rows(allowed.sum().astype(jnp.float32))
 
   scored = nll_weight != 0
   if smooth_weight is not None:
+    smooth_weight = jnp.ravel(smooth_weight)
     scored |= smooth_weight != 0
-  order = jnp.argsort(~scored, stable=True).astype(jnp.int32)
-  order = jnp.pad(order, (0, -length % chunk), constant_values=length)  # length: out of range
-  chunks = -(-scored.sum() // chunk)
+  queue, size = _queue(scored, axes), _visit_size(chunk, len(scored), table, axes)
 
   def body(carry: tuple[Array, _Visit]) -> tuple[Array, _Visit]:
     number, total = carry
-    rows = jax.lax.dynamic_slice(order, (number * chunk,), (chunk,))
-    take = lambda x: x.at[rows].get(mode="fill", fill_value=0)
+    places, busy = queue.turn(number, size)
+    take = functools.partial(queue.take, places=places)
     f, target, weight = take(features), take(targets) - first_row, take(nll_weight)
-    logits = jnp.where(allowed, matmul(f, weights.T) + bias, -jnp.inf)  # [chunk, V]
+    logits = jnp.where(allowed, matmul(f, weights.T) + bias, -jnp.inf)  # [size, V]
     top = logits.max(-1)
-    if vocabulary:
-      top = jax.lax.pmax(top, vocabulary)
+    if axes.vocabulary:
+      top = jax.lax.pmax(top, axes.vocabulary)
     exponentials = jnp.exp(logits - top[:, None])
     normalizer = over_rows(exponentials.sum(-1))
     # Relative to the top logit throughout: log-probabilities near 0 keep their digits.
@@ -163,13 +258,13 @@ def _visit(
     column = jnp.where(mine, target, 0)
     target_logit = jnp.take_along_axis(logits, column[:, None], axis=-1)[:, 0]
     nll = log_normalizer - over_rows(jnp.where(mine, target_logit - top, 0))
-    nll = jnp.where(take(scored), nll, 0)  # the last chunk may reach past the scored ones
+    nll = jnp.where(busy, nll, 0)
     loss = weight @ nll
     if smooth_weight is not None:
       smooth = take(smooth_weight)
       mean_logit = over_rows(jnp.where(allowed, logits - top[:, None], 0).sum(-1)) / allowed_count
       loss += smooth @ (log_normalizer - mean_logit)
-    total = total._replace(loss=total.loss + loss, nll=total.nll.at[rows].set(nll, mode="drop"))
+    total = total._replace(loss=total.loss + loss, nll=total.nll.at[places].set(nll, mode="drop"))
     if not with_gradient:
       return number + 1, total
 
@@ -177,11 +272,11 @@ def _visit(
     d_logits = exponentials * (mass / normalizer)[:, None]
     if smooth_weight is not None:
       d_logits -= jnp.where(allowed, (smooth / allowed_count)[:, None], 0)
-    d_logits = d_logits.at[jnp.arange(chunk), column].add(jnp.where(mine, -weight, 0))
+    d_logits = d_logits.at[jnp.arange(size), column].add(jnp.where(mine, -weight, 0))
     narrow = d_logits.astype(dtype)
-    d_features = over_rows(matmul(narrow, weights)).astype(dtype)
+    d_features = _completed(matmul(narrow, weights), dtype, axes.vocabulary)
     return number + 1, total._replace(
-      features=total.features.at[rows].set(d_features, mode="drop"),
+      features=total.features.at[places].set(d_features, mode="drop"),
       table=total.table + matmul(narrow.T, f),
       bias=total.bias + d_logits.sum(0),
     )
@@ -190,11 +285,20 @@ def _visit(
   if with_gradient:
     zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
     gradients = (jnp.zeros_like(features), zeros(table), zeros(bias))
-  start = _Visit(jnp.float32(0), jnp.zeros(length, jnp.float32), *gradients)
+  start = _Visit(jnp.float32(0), jnp.zeros(len(scored), jnp.float32), *gradients)
   _, visit = jax.lax.while_loop(
-    lambda carry: carry[0] < chunks, body, (jnp.zeros_like(chunks), start)
+    lambda carry: carry[0] * size < queue.total, body, (jnp.int32(0), start)
   )
-  return visit
+  visit = visit._replace(nll=visit.nll.reshape(shape[:-1]))
+  return visit._replace(features=visit.features.reshape(shape)) if with_gradient else visit
+
+
+def _completed(part: Array, dtype: jnp.dtype, names: tuple[str, ...]) -> Array:
+  """The sum of float32[size, D] over mesh axes, in `dtype`: added wide, handed out narrow."""
+  if not names:
+    return part.astype(dtype)
+  own = jax.lax.psum_scatter(part, names, tiled=True).astype(dtype)
+  return jax.lax.all_gather(own, names, tiled=True)
 
 
 class Prediction(NamedTuple):
@@ -234,68 +338,96 @@ def predict(
   keys: Array | None = None,
   needs: frozenset[str] = frozenset(),
   wanted: Array | None = None,
+  shards: Shards | None = None,
 ) -> Prediction:
   """A token for every position, and its log-probability; for some, entropy and margin too.
 
   A position's prediction is a function of its hidden state and its key: neither the others nor
-  how many are wanted change a bit of it.
+  how many are wanted change a bit of it. A mesh changes it by rounding alone: a draw's noise
+  belongs to rows of the table, wherever they lie.
 
   Args:
     head: the masked-LM head.
-    hidden: [P, D], before the head's transform.
-    chunk: positions whose logits exist at one time, at the most.
+    hidden: [..., D], before the head's transform; on a mesh [B, C, D], split by rows.
+    chunk: positions whose logits exist at one time, at the most; on a mesh see `cross_entropy`.
     draw: the argmax, or how to sample.
-    keys: a key of type GENERATOR for every position [P], where `draw` samples.
+    keys: a key of type GENERATOR for every position [...], where `draw` samples.
     needs: which of entropy and margin to return too; both of the untempered law.
-    wanted: bool[P], positions whose prediction is used: no more chunks are visited than hold them.
-      Others may hold anything finite. None: all.
+    wanted: bool[...], positions whose prediction is used: no more are visited, but for those that
+      fill a chunk. Others may hold anything finite. None: all.
+    shards: how B and V are split over a mesh, or None on one device. Where tokens are sampled,
+      positions change places with rows of the table: a device sees all logits of a few of them.
   """
   hidden = jnp.asarray(hidden)
-  length, rows = hidden.shape[0], head.table.shape[0]
+  rows = head.table.shape[0]
+  axes = _axes(shards, shards.rows if shards else ())
+  if shards:  # the transform is a layer like any other: not one to be run in the loop on each shard
+    hidden = head.transform(head.params, hidden)
+    head = head._replace(transform=lambda params, features: features, params={})
   features = jax.eval_shape(head.transform, head.params, hidden)
-  head = head._replace(
-    table=head.table.astype(features.dtype),  # once, before the loops
-    bias=jnp.where(head.allowed, head.bias, -jnp.inf),
-  )
+  table = head.table.astype(features.dtype)  # once, before the loops
+  bias = jnp.where(head.allowed, head.bias, -jnp.inf)
   piece, tile = _CPU_PIECE if wanted is None else _CPU_PIECE_WANTED, min(_CPU_TILE, rows)
   if draw.truncated:  # not known before all logits are, which are then read many times
     piece, tile = max(16, min(_CPU_PIECE_WANTED, 2**20 // rows)), rows
-  stream = functools.partial(_stream, head, draw=draw, needs=needs)
   key_data = jax.random.key_data(keys) if draw.sampled else None
+
+  def stream(*arrays: Array | Draw | None, chunk: int, tile: int) -> Prediction:
+    local = functools.partial(_stream, head, needs=needs, chunk=chunk, tile=tile, axes=axes)
+    if shards is None:
+      return local(*arrays)
+    positions, split = P(shards.rows), P(shards.vocabulary)
+    return jax.shard_map(
+      local,
+      mesh=shards.mesh,
+      in_specs=(split, split, positions, positions, positions, P()),
+      out_specs=positions,
+      check_vma=False,
+    )(*arrays)
+
   return jax.lax.platform_dependent(
+    table,
+    bias,
     hidden,
     key_data,
     wanted,
-    cpu=functools.partial(stream, piece=min(piece, chunk, length), tile=tile),
-    default=functools.partial(stream, piece=min(chunk, length), tile=rows),
+    draw,
+    cpu=functools.partial(stream, chunk=min(piece, chunk), tile=tile),
+    default=functools.partial(stream, chunk=chunk, tile=rows),
   )
 
 
 def _stream(
   head: Head,
+  table: Array,
+  bias: Array,
   hidden: Array,
   key_data: Array | None,
   wanted: Array | None,
-  *,
   draw: Draw,
+  *,
   needs: frozenset[str],
-  piece: int,
+  chunk: int,
   tile: int,
+  axes: _Axes,
 ) -> Prediction:
-  """Wanted positions first, `piece` of them at a time, then as many pieces as hold any."""
-  length = hidden.shape[0]
-  order, count = jnp.arange(length), length
-  if wanted is not None:
-    order, count = jnp.argsort(~wanted, stable=True), wanted.sum()
-  order = jnp.pad(order, (0, -length % piece), constant_values=length)  # length: out of range
+  """One shard's pass: as many visits as hold wanted positions of those that share its table."""
+  shape = hidden.shape[:-1]
+  hidden = hidden.reshape(-1, hidden.shape[-1])
+  length = len(hidden)
+  wanted = jnp.ones(length, bool) if wanted is None else jnp.ravel(wanted)
+  if key_data is not None:
+    key_data = key_data.reshape(length, -1)
+  queue, size = _queue(wanted, axes), _visit_size(chunk, length, table, axes)
 
   def body(carry: tuple[Array, Prediction]) -> tuple[Array, Prediction]:
     number, so_far = carry
-    places = jax.lax.dynamic_slice(order, (number * piece,), (piece,))
-    take = lambda x: x.at[places].get(mode="fill", fill_value=0)
-    keys = None if key_data is None else jax.random.wrap_key_data(take(key_data), impl=GENERATOR)
-    features = head.transform(head.params, take(hidden))
-    found = _predict_piece(head, features, keys, draw=draw, needs=needs, tile=tile)
+    places, _ = queue.turn(number, size)
+    features = head.transform(head.params, queue.take(hidden, places))
+    data = None if key_data is None else queue.take(key_data, places)
+    found = _predict_piece(
+      table, bias, features, data, draw=draw, needs=needs, tile=tile, axes=axes
+    )
     write = lambda all_, x: all_.at[places].set(x, mode="drop")
     return number + 1, jax.tree.map(write, so_far, found)
 
@@ -306,36 +438,87 @@ def _stream(
     entropy=zeros if "entropy" in needs else None,
     margin=zeros if "margin" in needs else None,
   )
-  unfinished = lambda carry: carry[0] * piece < count
-  return jax.lax.while_loop(unfinished, body, (jnp.int32(0), start))[1]
+  unfinished = lambda carry: carry[0] * size < queue.total
+  _, predicted = jax.lax.while_loop(unfinished, body, (jnp.int32(0), start))
+  return jax.tree.map(lambda x: x.reshape(shape), predicted)
 
 
 def _predict_piece(
-  head: Head,
+  table: Array,
+  bias: Array,
   features: Array,
-  keys: Array | None,
+  key_data: Array | None,
   *,
   draw: Draw,
   needs: frozenset[str],
   tile: int,
+  axes: _Axes,
 ) -> Prediction:
-  """The prediction of features [c, D], over all rows of the table, `tile` of them at a time.
+  """The prediction of features [c, D], over all rows of the table, of which this shard has some.
 
-  Logits stand as [tile, c]: reduced over the rows, neighbouring positions share the vector units.
+  Logits stand as [rows, c]: reduced over the rows, neighbouring positions share the vector units.
   """
-  rows, positions = head.table.shape[0], features.shape[0]
 
-  def visit(seen: _Seen, table: Array, bias: Array, first: Array, number: Array) -> _Seen:
-    logits = jnp.matmul(table, features.T, preferred_element_type=jnp.float32) + bias[:, None]
+  def project(first: Array | int, rows: int) -> Array:
+    cut = _cut(table, first, rows), _cut(bias, first, rows)
+    logits = jnp.matmul(cut[0], features.T, preferred_element_type=jnp.float32)
+    return logits + cut[1][:, None]
+
+  visit = functools.partial(_visit_rows, draw=draw, needs=needs, tile=tile)
+  if not (axes.vocabulary and draw.sampled):
+    seen = visit(
+      project, None if key_data is None else _keys(key_data), shape=(len(table), len(features))
+    )
+    return _concluded(_merged(seen, len(table), axes) if axes.vocabulary else seen)
+  # All rows of some positions for some rows of all positions: as many numbers.
+  logits = jax.lax.all_to_all(project(0, len(table)), axes.vocabulary, 1, 0, tiled=True)
+  own = logits.shape[1]
+  first = jax.lax.axis_index(axes.vocabulary) * own
+  seen = visit(
+    functools.partial(_cut, logits), _keys(_cut(key_data, first, own)), shape=logits.shape
+  )
+  gather = lambda x: jax.lax.all_gather(x, axes.vocabulary, tiled=True)
+  return jax.tree.map(gather, _concluded(seen))
+
+
+def _cut(x: Array, first: Array | int, count: int) -> Array:
+  return x if count == len(x) else jax.lax.dynamic_slice_in_dim(x, first, count)
+
+
+def _keys(key_data: Array) -> Array:
+  return jax.random.wrap_key_data(key_data, impl=GENERATOR)
+
+
+def _visit_rows(
+  logits: Callable[[Array, int], Array],
+  keys: Array | None,
+  *,
+  shape: tuple[int, int],
+  draw: Draw,
+  needs: frozenset[str],
+  tile: int,
+) -> _Seen:
+  """What all rows say, `tile` of them at a time.
+
+  Args:
+    logits: (first, count) -> float32[count, c] of the rows from `first` on; -inf: not allowed.
+    keys: of the positions [c], where `draw` samples.
+    shape: (rows, c).
+    draw, needs: as in `predict`.
+    tile: more than there are rows stands for all.
+  """
+  rows, positions = shape
+  tile = min(tile, rows)
+
+  def visit(seen: _Seen, logits: Array, first: Array, number: Array) -> _Seen:
     noise = None if keys is None else group_noise(keys, number, tile)
     return _absorb(seen, logits, first, noise, draw)
 
   def body(number: Array, seen: _Seen) -> _Seen:
     # The last tile reaches back where `tile` does not divide the rows; those count once.
     first = jnp.minimum(number * tile, rows - tile)
-    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, tile)
     again = first + jnp.arange(tile) < number * tile
-    return visit(seen, cut(head.table), jnp.where(again, -jnp.inf, cut(head.bias)), first, number)
+    return visit(seen, jnp.where(again[:, None], -jnp.inf, logits(first, tile)), first, number)
 
   full = lambda value: jnp.full(positions, value, jnp.float32)
   lowest = jnp.finfo(jnp.float32).min  # -inf would make differences NaN
@@ -348,10 +531,29 @@ def _predict_piece(
     second=full(-jnp.inf) if "margin" in needs else None,
     slope=full(0) if "entropy" in needs else None,
   )
-  if tile == rows:  # nothing is cut: the table may be sharded
-    seen = visit(start, head.table, head.bias, jnp.int32(0), jnp.int32(0))
-  else:
-    seen = jax.lax.fori_loop(0, -(-rows // tile), body, start)
+  if tile == rows:
+    return visit(start, logits(0, rows), jnp.int32(0), jnp.int32(0))
+  return jax.lax.fori_loop(0, -(-rows // tile), body, start)
+
+
+def _merged(seen: _Seen, rows: int, axes: _Axes) -> _Seen:
+  """What all shards have seen, each of its own `rows`, where the choice is the argmax."""
+  token = seen.token + jax.lax.axis_index(axes.vocabulary) * rows
+  top = jax.lax.pmax(seen.top, axes.vocabulary)
+  # The earliest of ties.
+  best = jax.lax.pmin(jnp.where(seen.top == top, token, axes.parts * rows), axes.vocabulary)
+  fall = seen.top - top  # <= 0
+  shrink = jnp.exp(fall)
+  second, slope = seen.second, seen.slope
+  if second is not None:
+    second = jax.lax.pmax(jnp.where(token == best, second, seen.top), axes.vocabulary)
+  if slope is not None:
+    slope = jax.lax.psum(shrink * (slope + seen.mass * fall), axes.vocabulary)
+  mass = jax.lax.psum(seen.mass * shrink, axes.vocabulary)
+  return seen._replace(top=top, mass=mass, token=best, logit=top, second=second, slope=slope)
+
+
+def _concluded(seen: _Seen) -> Prediction:
   log_mass, margin, entropy = jnp.log(seen.mass), None, None
   if seen.second is not None:
     margin = -jnp.expm1(seen.second - seen.top) / seen.mass

@@ -22,8 +22,10 @@ import jax
 import numpy as np
 
 from diffjax import model as models
+from diffjax import sharding
 from diffjax.config import SourceConfig, load_config
 from diffjax.data import generator
+from diffjax.sampling import programs
 
 FILE = "report.json"
 _KEY = ("predictions", "metric")  # a file of predictions is named after all that decides its lines
@@ -33,9 +35,17 @@ _LIBRARIES = ("diffjax", "jax", "sacrebleu", "rouge-score")
 
 def fingerprint(model: models.Model) -> str:
   """SHA-256 of a model's shape, contract, tokenizer, and of some entries of every parameter."""
-  some = jax.jit(lambda params: [x.reshape(-1)[:: -(-x.size // _SAMPLED)] for x in params])
+
+  def some(x: jax.Array) -> jax.Array:  # entry by entry, so that no shard has to travel
+    return x[np.unravel_index(np.arange(0, x.size, -(-x.size // _SAMPLED)), x.shape)]
+
+  mesh = programs.mesh_of(model.params)
+  read = jax.jit(
+    lambda params: [some(x) for x in params],
+    out_shardings=None if mesh is None else sharding.replicated(mesh),
+  )
   digest = hashlib.sha256(json.dumps(model.meta(), sort_keys=True, default=str).encode())
-  for entries in jax.device_get(some(jax.tree.leaves(dict(model.params)))):
+  for entries in jax.device_get(read(jax.tree.leaves(dict(model.params)))):
     digest.update(np.ascontiguousarray(entries, np.float32).tobytes())
   return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """The parts of a Transformer block. Parameters are float32; activations have the compute dtype."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from diffjax.config import LoraConfig, ModelConfig, RotaryConfig
+from diffjax.models.attention import attend, check_length
 from diffjax.types import Array, Layout, Shards
 
 KeysValues = tuple[Array, Array]  # [B, L, key heads, K] each
 Rotation = tuple[Array, Array]  # cosines and sines, float32[B, L, 1, K/2] each
+
+LAYER_INPUT = "layer_input"  # what rematerialisation calls the hidden states a layer is given
 
 _KERNEL = nn.initializers.normal(0.02)
 
@@ -58,9 +63,13 @@ def dropout(
 
 
 def constrain(x: Array, shards: Shards | None) -> Array:
-  """Keeps hidden states [B, L, D] split by rows and positions: XLA then gathers the weights."""
+  """Keeps hidden states [B, L, D] split by rows and positions: XLA then gathers the weights.
+
+  Raises UserError where the positions do not divide over the mesh.
+  """
   if shards is None:
     return x
+  check_length(x.shape[1], shards)
   spec = P(shards.rows, shards.sequence)
   return jax.lax.with_sharding_constraint(x, NamedSharding(shards.mesh, spec))
 
@@ -168,27 +177,18 @@ def _rotate(x: Array, rotation: Rotation) -> Array:
   return turned.astype(x.dtype)
 
 
-def _visible(queries: Layout, keys: Layout, window: int, local: Array) -> Array:
-  """bool[B, Q, L], [query, key]: who sees whom; a local layer only to `window` positions away."""
-  in_order = queries.order[:, :, None] >= keys.order[:, None, :]
-  if queries.opened is not None:
-    in_order |= queries.opened
-  visible = (queries.segments[:, :, None] == keys.segments[:, None, :]) & in_order
-  if window:
-    near = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :]) <= window
-    visible &= near | ~local
-  return visible
-
-
 class Attention(nn.Module):
   """Multi-head attention inside segments, as far as the layout's order lets a query see.
 
-  With fewer key heads than heads, consecutive query heads share one (2305.13245).
+  With fewer key heads than heads, consecutive query heads share one (2305.13245). `kernel` is
+  `compute.attention`, see attention.py.
   """
 
   config: ModelConfig
   dtype: jnp.dtype
   lora: LoraConfig = LoraConfig()
+  kernel: str = "xla"
+  shards: Shards | None = None
 
   @nn.compact
   def __call__(
@@ -217,18 +217,18 @@ class Attention(nn.Module):
 
     query = project("query", heads)  # [B, L, H, K]
     own = project("key", config.key_heads), project("value", config.key_heads)
-    key, value = own
-    visible = _visible(layout, layout, config.window, local)
+    (key, value), seen = own, layout
     if stored is not None:
       key, value = (jnp.concatenate(both, axis=1) for both in zip(stored, own, strict=True))
-      past = _visible(layout, context.stored, config.window, local)
-      visible = jnp.concatenate([past, visible], axis=-1)
-    visible = visible[:, None]  # [B, 1, L, L]
-    rate = config.attention_dropout
+      join = lambda past, new: jnp.concatenate([past, new], axis=1)
+      seen = Layout(*map(join, context.stored[:3], layout[:3]))
+    rate, drop = config.attention_dropout, None
     if keys is not None and rate > 0:
-      mixed = _attend_with_dropout(query, key, value, visible, keys, rate, layer)
-    else:
-      mixed = jax.nn.dot_product_attention(query, key, value, mask=visible)
+      drop = functools.partial(dropout, keys=keys, rate=rate, site=PROBABILITY_SITE, layer=layer)
+    mixed = attend(
+      query, key, value, queries=layout, keys=seen, kernel=self.kernel, window=config.window,
+      local=local, shards=self.shards, drop=drop,
+    )  # fmt: skip
     bias = config.attention_bias == "all"
     shape = (heads, size, width)
     output = Project("blhk,hkd->bld", shape, self.dtype, bias, self.lora, name="output")
@@ -239,21 +239,6 @@ def _choose(rotations: tuple[Rotation, ...], local: Array) -> Rotation:
   if len(rotations) == 1:
     return rotations[0]
   return jax.tree.map(lambda far, near: jnp.where(local, near, far), *rotations)
-
-
-def _attend_with_dropout(
-  query: Array, key: Array, value: Array, visible: Array, keys: Array, rate: float, layer: Array
-) -> Array:
-  """Attention whose probabilities are dropped; written out, since fused kernels cannot."""
-  rows, length, heads, size = query.shape
-  key_heads = key.shape[2]
-  query = query.reshape(rows, length, key_heads, heads // key_heads, size)
-  scores = jnp.einsum("bqngk,bsnk->bngqs", query, key, preferred_element_type=jnp.float32)
-  scores = jnp.where(visible[:, None], scores / jnp.sqrt(size), jnp.finfo(jnp.float32).min)
-  probabilities = jax.nn.softmax(scores, axis=-1)
-  probabilities = dropout(probabilities, keys, rate, site=PROBABILITY_SITE, layer=layer)
-  mixed = jnp.einsum("bngqs,bsnk->bqngk", probabilities.astype(value.dtype), value)
-  return mixed.reshape(rows, length, heads, size)
 
 
 class FeedForward(nn.Module):
@@ -292,6 +277,7 @@ class Block(nn.Module):
   dtype: jnp.dtype
   shards: Shards | None = None
   lora: LoraConfig = LoraConfig()
+  kernel: str = "xla"
 
   @nn.compact
   def __call__(
@@ -299,8 +285,9 @@ class Block(nn.Module):
   ) -> tuple[Array, KeysValues]:
     """As Attention: x [B, L, D] and the layer's number -> ([B, L, D], the keys and values of x)."""
     config = self.config
+    x = checkpoint_name(x, LAYER_INPUT)
     norm = lambda name: Norm(config.norm_kind, config.norm_epsilon, self.dtype, name=name)
-    attention = Attention(config, self.dtype, self.lora, name="attention")
+    attention = Attention(config, self.dtype, self.lora, self.kernel, self.shards, name="attention")
     feed_forward = FeedForward(config, self.dtype, self.lora, name="ffn")
     drop = lambda y, site: dropout(y, context.keys, config.dropout, site=site, layer=layer)
     if config.norm == "post":

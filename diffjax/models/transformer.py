@@ -1,4 +1,4 @@
-"""The network: embeddings, stacked blocks, the heads; and its binding as a Denoiser.
+"""The network: embedding, stacked blocks, the heads; and its binding as a Denoiser.
 
 Over the usual length, because the binding says in one place what every caller may ask of a network.
 """
@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diffjax.config import ComputeConfig, Contract, LoraConfig, ModelConfig
+from diffjax.models.embedding import Embedding
 from diffjax.models.layers import (
   ACTIVATIONS,
-  EMBEDDING_SITE,
+  LAYER_INPUT,
   Block,
   Context,
   KeysValues,
   Norm,
   Project,
   constrain,
-  dropout,
   rotations,
 )
 from diffjax.models.length_head import LengthHead
@@ -28,48 +28,16 @@ from diffjax.types import GENERATOR, Array, Cache, Denoiser, Head, Layout, Param
 _POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[LAYER_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 _NO_ADAPTERS = LoraConfig()
 _TABLE = nn.initializers.normal(0.02)
 _NOBODY = -1  # the segment of what is not there
-_TRAINED_MASK_SHARE = 0.15 * 0.8  # of the tokens of ESM-2's training
-
-
-class Embedding(nn.Module):
-  """Word embeddings, with learned positions, the first type and a norm where the model has them."""
-
-  config: ModelConfig
-  dtype: jnp.dtype
-  mask_id: int
-
-  @nn.compact
-  def __call__(self, tokens: Array, layout: Layout, keys: Array | None) -> Array:
-    """tokens int32[B, L] -> [B, L, D]."""
-    config = self.config
-    table = lambda name, rows: self.param(name, _TABLE, (rows, config.width))
-    x = table("tokens", config.table_rows)[tokens].astype(jnp.float32)
-    if config.zero_mask_embedding:
-      x = _zero_masks(x, tokens == self.mask_id, layout.segments)
-    if config.token_types:
-      x = x + table("types", config.token_types)[0]
-    if config.positions == "learned":
-      offset = config.position_offset
-      x = x + table("positions", config.max_positions + offset)[layout.positions + offset]
-    x = x.astype(self.dtype)
-    if config.embedding_norm:
-      x = Norm(config.norm_kind, config.norm_epsilon, self.dtype, name="norm")(x)
-    return dropout(x, keys, config.dropout, site=EMBEDDING_SITE, layer=config.layers)
-
-
-def _zero_masks(x: Array, masks: Array, segments: Array) -> Array:
-  """ESM-2's token dropout: masks embed as 0, the rest grows by their share in the segment.
-
-  The scale, (1 - 0.12) / (1 - share), keeps the mean size at what training had.
-  """
-  same = segments[:, :, None] == segments[:, None, :]  # [B, L, L]
-  kept = (same & ~masks[:, None, :]).sum(-1) / same.sum(-1)  # 1 - share, 0 only where all are masks
-  scale = (1 - _TRAINED_MASK_SHARE) / jnp.where(kept > 0, kept, 1)
-  return jnp.where(masks, 0, scale)[..., None] * x
 
 
 class VocabularyHead(nn.Module):
@@ -110,7 +78,7 @@ class Transformer(nn.Module):
   def setup(self):
     """Builds the parts."""
     config, dtype = self.config, jnp.dtype(self.compute.dtype)
-    self.embedding = Embedding(config, dtype, self.mask_id)
+    self.embedding = Embedding(config, dtype, self.mask_id, self.shards)
     block = Block
     if self.compute.remat != "none":
       block = nn.remat(Block, prevent_cse=False, policy=_POLICIES[self.compute.remat])
@@ -120,7 +88,7 @@ class Transformer(nn.Module):
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast, 0),
       length=config.layers,
-    )(config, dtype, self.shards, self.lora)
+    )(config, dtype, self.shards, self.lora, self.compute.attention)
     if config.norm == "pre":
       self.final_norm = Norm(config.norm_kind, config.norm_epsilon, dtype)
     self.head = VocabularyHead(config, dtype)
@@ -409,6 +377,7 @@ def length_logits(
   contract: Contract,
   compute: ComputeConfig,
   lora: LoraConfig = _NO_ADAPTERS,
+  shards: Shards | None = None,
 ) -> Array:
   """float32[B, classes] of the length head over the trunk's hidden states, without dropout.
 
@@ -420,7 +389,8 @@ def length_logits(
     contract: as `bind` takes it; the head reads the hidden states where they arise, unshifted.
     compute: precision and rematerialisation.
     lora: the adapters beside the weights.
+    shards: how hidden states lie on a mesh; None: on one device.
   """
-  module = Transformer(config, compute, lora=lora, mask_id=contract.mask_id)
+  module = Transformer(config, compute, shards, lora, contract.mask_id)
   layout = _contract_layout(segments, contract, canvas=jnp.zeros(segments.shape, bool))
   return module.apply({"params": params}, tokens, layout, method="length_logits")

@@ -19,7 +19,7 @@ from diffjax.sampling import layout, programs
 from diffjax.sampling.layout import Request, Rows, Scored, Shape
 from diffjax.sampling.results import Generation, Score, Step
 from diffjax.sampling.settings import Settings
-from diffjax.types import GENERATOR, Array, Params
+from diffjax.types import Array, Params
 
 Sides = tuple[Request, ...]  # a request; under guidance also the one without its prompt
 
@@ -35,13 +35,14 @@ class Run(NamedTuple):
   trace: bool = False
   ends: bool = False  # whether a revealed </s> ends its row
   progress: str = ""
-  mesh: Mesh | None = None  # of the devices that share the rows of a batch; None: one computes all
+  mesh: Mesh | None = None  # of the devices that share a batch, see programs; None: one does all
 
 
 class Decoder:
   """The compiled programs of a model, and what runs them; several threads may share it.
 
-  Batches with a row for every local device are split over all of them.
+  Batches with a row for every local device are split over all of them; where the model lies on a
+  mesh, all batches over that.
   """
 
   def __init__(self, model: Model):
@@ -78,6 +79,7 @@ class Decoder:
     self, lengths: Sequence[int], canvases: Sequence[int], how: Run
   ) -> list[tuple[list[int], Shape]]:
     """layout.plan_batches for this model; all shapes have as many rows."""
+    mesh = programs.mesh_of(how.params)
     return layout.plan_batches(
       lengths,
       canvases,
@@ -86,10 +88,18 @@ class Decoder:
       strict=how.strict,
       multiple=max(1, self._model.contract.block_size),
       devices=len(programs.devices_for(how.params)),
+      parts=1 if mesh is None else programs.row_parts(mesh),
     )
 
   def _spread(self, how: Run, batches: Sequence[tuple[list[int], Shape]]) -> Run:
-    """With its parameters on all devices, if there are several and rows enough for all."""
+    """With its parameters on all devices, if there are several and rows enough for all.
+
+    Those of a model that lies on a mesh stay where they are.
+    """
+    mesh = programs.mesh_of(how.params)
+    if mesh is not None:
+      params = programs.laid_out_for_rows(how.params, mesh)
+      return how._replace(params=params, mesh=sharding.without_sequence(mesh))
     devices = programs.devices_for(how.params)
     if len(devices) == 1 or not batches or batches[0][1].rows < len(devices):
       return how
@@ -117,10 +127,9 @@ class Decoder:
       rows = layout.lay_out([blank(ids[i]) for i in members], shape, pad_id=contract.pad_id)
       space = np.ones(shape.rows, np.int32)
       space[: len(members)] = [room[i] for i in members]
+      asked = programs.place_rows((rows.tokens, rows.segments, space), how.mesh)
       found, counts = jax.device_get(
-        self._predict_lengths(
-          how.params, rows.tokens, rows.segments, space, beam=beam, mesh=how.mesh
-        )
+        self._predict_lengths(how.params, *asked, beam=beam, mesh=how.mesh)
       )
       for row, member in enumerate(members):
         sizes[member] = found[row, : counts[row]].tolist()
@@ -152,9 +161,11 @@ class Decoder:
 
     def work() -> None:
       size = len(request[0].canvas)
-      ((_, shape),) = self.plan([len(request[0].ids)], [size], how)  # of one row: on one device
+      batches = self.plan([len(request[0].ids)], [size], how)  # of one row: on one device
       try:
-        jax.block_until_ready(self._call(self._lay_out([request], shape), how, watcher=watcher))
+        sides = self._lay_out([request], batches[0][1])
+        placed = self._spread(how, batches)
+        jax.block_until_ready(self._call(sides, placed, watcher=watcher))
         jax.effects_barrier()
         steps.put(None)
       except BaseException as error:  # raised again in the caller's thread
@@ -188,7 +199,6 @@ class Decoder:
     numbers = np.concatenate([np.arange(count) for count in [0, *counts]])
     batches = self.plan([len(requests[owner].ids) for owner in owners], [1] * len(owners), how)
     how = self._spread(how, batches)
-    key = jax.random.key(how.seed, impl=GENERATOR)
     values = np.zeros(len(owners), np.float32)
 
     def read(members: list[int], found: Array) -> None:
@@ -201,7 +211,8 @@ class Decoder:
         own = numbers[list(some)]
         _write_scored(rows, slice(row, row + len(own)), requests[owner], plans[owner], own)
         row += len(own)
-      found = self._score(how.params, rows, key, mesh=how.mesh)
+      rows = programs.place_rows(rows, how.mesh)
+      found = self._score(how.params, rows, np.uint32(how.seed), mesh=how.mesh)
       if running:  # read while the next batch is computed, which was laid out meanwhile
         read(*running)
       running = members, found
@@ -245,10 +256,9 @@ class Decoder:
       watched=watcher > 0,
     )
     guidance = np.float32(settings.guidance) if settings.guidance else None
-    key = jax.random.key(how.seed, impl=GENERATOR)
     return self._decode(
-      how.params, sides, key, strategy, draw, guidance, np.int32(watcher), pattern=pattern,
-      mesh=how.mesh,
+      how.params, programs.place_rows(sides, how.mesh), np.uint32(how.seed), strategy, draw,
+      guidance, np.int32(watcher), pattern=pattern, mesh=how.mesh,
     )  # fmt: skip
 
   def _watch(self, watcher: Array, step: generation.Trace) -> None:

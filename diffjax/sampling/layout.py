@@ -112,6 +112,7 @@ def plan_batches(
   strict: bool,
   multiple: int = 1,
   devices: int = 1,
+  parts: int = 1,
 ) -> list[tuple[list[int], Shape]]:
   """Groups rows of given lengths and canvas sizes into batches of few shapes.
 
@@ -125,6 +126,7 @@ def plan_batches(
     multiple: of a shape's canvas, where it is filled in blocks.
     devices: that share the rows of a batch, if there is at least one row for each; its rows are
       then a multiple of them.
+    parts: that the rows of every batch are split into; they are a multiple of them.
 
   Returns:
     The rows of each batch, as indices into `lengths`, and its shape. Every row occurs once.
@@ -149,6 +151,7 @@ def plan_batches(
       rows = batch_size if full else min(batch_size, _power_of_two(len(members), 1))
       if rows > devices:
         rows = -(-rows // devices) * devices
+      rows = -(-rows // parts) * parts
       length, canvas = (max(buckets[i][axis] for i in members) for axis in (0, 1))
       batches.append((members, Shape(rows, length, canvas)))
   return batches

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jax.sharding import Mesh
 
 from diffjax import model as models
+from diffjax.config import MeshConfig
 from diffjax.data import features
 from diffjax.sampling import checks, infilling, layout, requests, selection
 from diffjax.sampling.decoder import Decoder, Run
@@ -43,7 +45,8 @@ class Sampler:
   canvases 8 ... 64), and with `strict` 6 x 4.
 
   Batches with a row for every local device are split over all of them; a number of devices counts
-  as part of the shape.
+  as part of the shape. A model that lies on a mesh is computed on all of it, its rows split over
+  data, fsdp and sequence; where that spans processes, all of them make the same calls.
 
   May be used from several threads at once.
   """
@@ -71,9 +74,25 @@ class Sampler:
     self._decoder = Decoder(model)
 
   @classmethod
-  def load(cls, path: str | Path) -> Self:
-    """From any directory that `diffjax.load` understands. Raises UserError."""
-    return cls(models.load(path))
+  def load(
+    cls,
+    path: str | Path,
+    *,
+    mesh: MeshConfig | Mesh | None = None,
+    dtype: models.ParameterDtype = "float32",
+  ) -> Self:
+    """From any directory that `diffjax.load` understands.
+
+    Args:
+      path: of the model.
+      mesh: over all devices, or one made of some, for a model that does not fit one; each has its
+        shards of it.
+      dtype: that parameters are held in, and computed with.
+
+    Raises:
+      UserError: nothing there, or not readable; or the model does not divide over the mesh.
+    """
+    return cls(models.load(path, mesh=mesh, dtype=dtype))
 
   @property
   def programs(self) -> int:

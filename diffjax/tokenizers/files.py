@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffjax.types import UserError
+from diffjax.types import MissingInput, UserError
 
 _CONFIG_BYTES = 16 * 2**20  # of a file that describes a tokenizer
 _TOKENIZER_BYTES = 256 * 2**20  # of one that holds a vocabulary; the largest known has 33 MiB
@@ -28,10 +28,10 @@ def read(file: Path, *, limit: int = _TOKENIZER_BYTES) -> bytes:
   try:
     size = file.stat().st_size
     if size > limit:
-      raise UserError(f"tokenizer {file} has {size} bytes, more than {limit}; copy it again")
+      raise MissingInput(f"tokenizer {file} has {size} bytes, more than {limit}; copy it again")
     return file.read_bytes()
   except OSError as error:
-    raise UserError(
+    raise MissingInput(
       f"tokenizer {file}: {error.strerror}; give a SentencePiece .model file, a tokenizer.json, or "
       f"a directory with one"
     ) from None

@@ -1,21 +1,18 @@
-"""What a run tells: a live line, JSON lines always, TensorBoard where it is installed."""
+"""What a run measures of itself: sums, times and counters become named values."""
 
-import json
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
+import collections
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from diffjax.config import Contract
 from diffjax.training.length import LengthSums
-from diffjax.training.step import NOISE_BINS, Sums, Updates
+from diffjax.training.step import NOISE_BINS, Sums
 from diffjax.types import Batch
 
 FILE = "metrics.jsonl"
+_RECENT = 200  # steps whose times tell the slowest one and the time of arrival
 
 
 def values(
@@ -55,122 +52,97 @@ def _diffusion_values(sums: Sums) -> dict[str, float]:
   return result
 
 
-class Reporter:
-  """Writes metrics of a run; a context manager that owns the live line.
+def attention_pairs(batch: Batch, contract: Contract) -> float:
+  """(query, key) pairs that attention sees in one layer of a batch of NumPy arrays.
 
-  On a terminal the line is redrawn; elsewhere every logged step is a line of its own.
+  Of an example of p prompt and c canvas positions, n in all: n^2 where attention is full;
+  n (n + 1) / 2 where it is causal; p^2 + c n behind a prefix; and p^2 + c (p + b / 2) + c^2 / 2 for
+  blocks of b, which is exact where b divides c.
   """
-
-  def __init__(self, workdir: Path, *, start: int, steps: int, length_weight: float = 0.0):
-    """Opens workdir/metrics.jsonl for appending; progress runs from `start` to `steps`."""
-    _forget_after(workdir / FILE, start)
-    self._file = (workdir / FILE).open("a")
-    self._writer = _tensorboard(workdir)
-    self._console = Console()
-    self._steps, self._length_weight = steps, length_weight
-    self._clock = time.monotonic()
-    self._start, self._tokens, self._tokens_clock, self._waited = start, 0.0, self._clock, 0.0
-    self._progress = Progress(
-      TextColumn("step {task.completed}/{task.total}"),
-      BarColumn(bar_width=20),
-      TextColumn("{task.description}"),
-      TimeElapsedColumn(),
-      TextColumn("ETA"),
-      TimeRemainingColumn(),
-      console=self._console,
-      disable=not self._console.is_terminal,
-    )
-    self._task = self._progress.add_task("compiling", total=steps, completed=start)
-
-  def __enter__(self) -> "Reporter":
-    self._progress.start()
-    return self
-
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
-    self._progress.stop()
-    self._file.close()
-    if self._writer:
-      self._writer.close()
-
-  def step(self, step: int, updates: Updates, write: bool) -> None:
-    """Reports a finished step; reading `updates` waits for it."""
-    self._tokens += float((updates.sums or updates.length).tokens)
-    if step == self._start + 1:  # the first step of a process compiles
-      self._clock = time.monotonic()
-      self.resume_clock()
-    if not write:
-      self._progress.update(self._task, completed=step)
-      return
-    now = time.monotonic()
-    measured = values(updates.sums, updates.length, length_weight=self._length_weight)
-    measured["gradient_norm"] = float(updates.gradient_norm)
-    measured["learning_rate"] = float(updates.learning_rate)
-    if now > self._tokens_clock:
-      measured["tokens_per_second"] = self._tokens / (now - self._tokens_clock)
-      measured["input_wait"] = 100 * self._waited / (now - self._tokens_clock)
-    self.resume_clock()
-    self.write(step, "train", measured)
-    line = f"loss {measured['loss']:.4f}"
-    if updates.sums is not None:
-      line += f"  nll {measured['nll']:.3f}"
-    if updates.length is not None:
-      line += f"  length {measured['length_accuracy']:.1f} %"
-    line += f"  {measured.get('tokens_per_second', 0):,.0f} tokens/s"
-    self._progress.update(self._task, completed=step, description=line)
-    if not self._console.is_terminal:
-      self.say(f"step {step}/{self._steps}  {line}  ETA {self._eta(step, now)}")
-
-  def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches; how long they were waited for is told as input_wait, percent of the time."""
-    while True:
-      asked = time.monotonic()
-      batch = next(batches, None)
-      self._waited += time.monotonic() - asked
-      if batch is None:
-        return
-      yield batch
-
-  def resume_clock(self) -> None:
-    """Starts measuring speed anew, after something that was no training."""
-    self._tokens, self._tokens_clock, self._waited = 0.0, time.monotonic(), 0.0
-
-  def write(self, step: int, split: str, measured: dict[str, Any]) -> None:
-    """Appends one JSON line and the same numbers to TensorBoard."""
-    self._file.write(json.dumps({"step": step, "split": split, **measured}) + "\n")
-    self._file.flush()
-    if self._writer:
-      for name, value in measured.items():
-        if isinstance(value, int | float):
-          self._writer.add_scalar(f"{split}/{name}", value, step)
-
-  def say(self, line: str) -> None:
-    """Prints a line above the live one."""
-    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-  def status(self, text: str) -> None:
-    """Names what the run is doing while no step is made."""
-    self._progress.update(self._task, description=text)
-
-  def _eta(self, step: int, now: float) -> str:
-    done = step - self._start - 1  # since the clock started, after the compiled step
-    if done <= 0:
-      return "-"
-    seconds = int((now - self._clock) / done * (self._steps - step))
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+  segments = np.asarray(batch.segments)
+  count = int(segments.max(initial=0)) + 1
+  place = np.arange(len(segments))[:, None] * count + segments
+  lengths = lambda chosen: np.bincount(place[chosen], minlength=1).astype(np.float64)
+  n = lengths(segments > 0)
+  if contract.attention == "full":
+    return float((n * n).sum())
+  if contract.attention == "causal":
+    return float((n * (n + 1) / 2).sum())
+  c = np.zeros_like(n)
+  canvas = lengths(np.asarray(batch.canvas) & (segments > 0))
+  c[: len(canvas)] = canvas
+  p = n - c
+  if contract.attention == "prefix":
+    return float((p * p + c * n).sum())
+  return float((p * p + c * (p + contract.block_size / 2) + c * c / 2).sum())
 
 
-def _forget_after(file: Path, step: int) -> None:
-  """Drops the lines of steps that a killed run had made and a resumed one makes again."""
-  if file.is_file():
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+class Meter:
+  """How fast steps are: since the last line, and lately."""
+
+  def __init__(self, *, chips: int = 1, peak: float | None = None):
+    """Nothing measured yet.
+
+    Args:
+      chips: that share the work.
+      peak: FLOP/s of all of them together; None: unknown, and so is the MFU.
+    """
+    self._chips, self._peak = chips, peak
+    self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+    self._forget()
+
+  def _forget(self) -> None:
+    self._count, self._seconds = 0, 0.0
+    self.waited = 0.0  # seconds since the last line
+    self._tokens, self._flops = 0.0, 0.0
+
+  def add(self, *, seconds: float, waited: float, tokens: float, flops: float = 0.0) -> None:
+    """A step: its time without compiling, validation and saving, and how much of it was waiting.
+
+    Args:
+      seconds: of the whole step.
+      waited: for its batch.
+      tokens: that it read.
+      flops: of its mathematics (arithmetic.step_flops); 0: unknown.
+    """
+    self._recent.append(seconds)
+    self._count += 1
+    self._seconds += seconds
+    self.waited += waited
+    self._tokens += tokens
+    self._flops += flops
+
+  def take(self) -> dict[str, float]:
+    """The speed since it was last asked for; {} without steps."""
+    seconds, count = self._seconds, self._count
+    result = {}
+    if seconds:
+      result = {
+        "tokens_per_second": self._tokens / seconds,
+        "tokens_per_second_per_chip": self._tokens / seconds / self._chips,
+        "step_seconds": seconds / count,
+        "step_seconds_p99": float(np.percentile(self._recent, 99)),
+        "input_wait": 100 * min(self.waited / seconds, 1.0),
+      }
+      if self._flops and self._peak:
+        result["mfu"] = 100 * self._flops / seconds / self._peak
+    self._forget()
+    return result
+
+  def eta(self, steps: int) -> float | None:
+    """Seconds for so many steps, by the recent ones; None before there are any."""
+    if not steps:
+      return 0.0
+    return sum(self._recent) / len(self._recent) * steps if self._recent else None
 
 
-def _tensorboard(workdir: Path) -> Any:
-  try:
-    from tensorboardX import SummaryWriter
-  except ImportError:
-    return None
-  return SummaryWriter(str(workdir / "tensorboard"))
+def memory(stats: Iterable[Mapping[str, Any] | None]) -> dict[str, float]:
+  """The fullest device's bytes, from `Device.memory_stats()` of each; {} where there are none."""
+  known = [s for s in stats if s and s.get("bytes_limit")]
+  if not known:
+    return {}
+  return {
+    "hbm_used_bytes": max(s["bytes_in_use"] for s in known),
+    "hbm_peak_bytes": max(s.get("peak_bytes_in_use", s["bytes_in_use"]) for s in known),
+    "hbm_limit_bytes": min(s["bytes_limit"] for s in known),
+  }

@@ -6,21 +6,23 @@ devices that are not there (diffjax/planning/).
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax import model as models
 from diffjax import sharding
 from diffjax.config import Contract, ExperimentConfig, LoraConfig, ModelConfig
 from diffjax.diffusion import objectives, schedules
-from diffjax.models import lora, transformer
+from diffjax.models import attention, lora, transformer
 from diffjax.training import length, optimizer, state, step
 from diffjax.training.adaptation import Annealing
 from diffjax.training.start import freezes
-from diffjax.types import Array, Params
+from diffjax.types import Array, Batch, Params, Shards
 
 
 class Program(NamedTuple):
@@ -47,27 +49,34 @@ def build(
     mesh: as sharding.make_mesh makes it.
 
   Raises:
-    UserError: a parameter does not divide over the mesh.
+    UserError: a parameter, or the length of a row, does not divide over the mesh.
   """
-  alone = config.length.alone
+  alone, shards = config.length.alone, sharding.shards(mesh)
+  for row_length in config.data.lengths:
+    attention.check_length(row_length, shards)
   bind = functools.partial(
     transformer.bind,
     config=model.config,
     contract=model.contract,
     compute=config.compute,
     lora=config.lora,
-    shards=sharding.shards(mesh),
+    shards=shards,
   )
   loss = functools.partial(
     step.loss_sums,
     bind=bind,
     mask_id=model.contract.mask_id,
     chunk=config.compute.vocabulary_chunk,
-    shards=sharding.shards(mesh),
+    shards=shards,
   )
   objective = make_objective(config, model.contract)
-  length_loss = make_length_loss(config, model) if config.length.weight else None
+  length_loss = make_length_loss(config, model, shards) if config.length.weight else None
   update = optimizer.make(config.optimizer, steps=config.training.steps)
+  shapes = transformer.shapes(model.config, config.lora)
+  frozen, trained = lora.split(shapes, length_head=True) if freezes(config) else ({}, shapes)
+  create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
+  abstract = jax.eval_shape(create, trained)
+  placed, placed_frozen = sharding.shardings(abstract, mesh), sharding.shardings(frozen, mesh)
   train_step = functools.partial(
     step.train_step,
     loss=None if alone else functools.partial(loss, objective=objective, train=True),
@@ -78,6 +87,7 @@ def build(
     microbatches=config.training.microbatches,
     ema_decay=config.optimizer.ema_decay,
     opening=functools.partial(annealing.opened, seed=config.seed) if annealing else None,
+    placed=placed.params if mesh.size > 1 else None,
   )
   # Validation draws its own noise, the same at every validation, and weighs no twin twice.
   plain = dataclasses.replace(objective, coupled=False, label_smoothing=0.0, seed=config.seed + 1)
@@ -86,14 +96,9 @@ def build(
     loss=None if alone else functools.partial(loss, objective=plain, train=False),
     length=length_loss,
   )
-  shapes = transformer.shapes(model.config, config.lora)
-  frozen, trained = lora.split(shapes, length_head=True) if freezes(config) else ({}, shapes)
-  create = functools.partial(state.create, optimizer=update, ema=config.optimizer.ema_decay > 0)
   first = functools.partial(
     _first, create=create, model=model.config, adapters=config.lora, freeze=freezes(config)
   )
-  abstract = jax.eval_shape(create, trained)
-  placed, placed_frozen = sharding.shardings(abstract, mesh), sharding.shardings(frozen, mesh)
   rows, once = sharding.rows(mesh), sharding.replicated(mesh)
   return Program(
     train_step=jax.jit(
@@ -122,6 +127,67 @@ def layout(shapes: Any) -> Any:
 def count(shapes: Params) -> int:
   """How many numbers a tree holds."""
   return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def describe(program: Program, batch: Batch) -> str:
+  """How the state, a batch and what is computed of it lie on the mesh, one array a line.
+
+  Activations are those that the traced validation step places: at a sharding constraint, or where
+  they go into (<-) and come out of (->) a function that every device runs on its own shards.
+
+  Args:
+    program: as `build` makes it.
+    batch: ShapeDtypeStructs.
+  """
+  number = jax.ShapeDtypeStruct((), jnp.int32)
+  step = jax.make_jaxpr(program.validation_step)
+  placed = _placements(step(program.state.params, program.frozen, batch, number, None).jaxpr)
+  replicated = sharding.replicated_over_fsdp(program.state)
+  mesh = program.rows.mesh
+  return "\n".join([
+    f"mesh: {' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}",
+    "",
+    "state",
+    *sharding.describe(program.state),
+    f"bytes on one device: {sharding.local_bytes(program.state):,}",
+    f"large and replicated over fsdp: {', '.join(replicated) or 'nothing'}",
+    "",
+    "batch",
+    *(
+      f"{name}  {sharding.describe_array(leaf, program.rows)}"
+      for name, leaf in batch._asdict().items()
+    ),
+    "",
+    "activations",
+    *dict.fromkeys(
+      f"{where}  {sharding.describe_array(array, NamedSharding(mesh, spec))}"
+      for where, array, spec in placed
+    ),
+  ]) + "\n"  # fmt: skip
+
+
+def _placements(jaxpr: Jaxpr) -> Iterator[tuple[str, Any, PartitionSpec]]:
+  """(where, shape and dtype, spec) of every activation that a traced function places."""
+  is_jaxpr = lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    where = str(equation.source_info.name_stack).removeprefix("Transformer.")
+    if name == "sharding_constraint":
+      yield where, equation.outvars[0].aval, params["sharding"].spec
+    elif name == "shard_map":
+      where = where or params["jaxpr"].debug_info.func_name
+      ends = (
+        (f"{where} <-", equation.invars, params["in_specs"]),
+        (f"{where} ->", equation.outvars, params["out_specs"]),
+      )
+      for end, variables, specs in ends:
+        for variable, spec in zip(variables, specs, strict=True):
+          if jnp.issubdtype(variable.aval.dtype, jnp.floating):
+            yield end, variable.aval, spec
+    else:
+      inner = jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr)
+      for part in filter(is_jaxpr, inner):
+        yield from _placements(getattr(part, "jaxpr", part))
 
 
 def _with_layout(shapes: Any, placed: Any) -> Any:
@@ -154,7 +220,7 @@ def make_objective(config: ExperimentConfig, contract: Contract) -> objectives.O
 
 
 def make_length_loss(
-  config: ExperimentConfig, model: models.Model
+  config: ExperimentConfig, model: models.Model, shards: Shards | None = None
 ) -> Callable[..., tuple[Array, length.LengthSums]]:
   """(params, frozen, batch) -> the summed loss of the model's length head."""
 
@@ -167,6 +233,7 @@ def make_length_loss(
       contract=model.contract,
       compute=config.compute,
       lora=config.lora,
+      shards=shards,
     )
 
   return functools.partial(length.loss_sums, read=read, eos_id=model.contract.eos_id)

@@ -29,6 +29,7 @@ from diffjax.conversion import adapting, leaves
 from diffjax.models import transformer
 from diffjax.training import length
 from diffjax.training.adaptation import Adapted, Annealing, adapt, trained_contract
+from diffjax.training.supervision import LOCK
 from diffjax.types import Params, UserError
 
 CACHE = "cache"  # in the workdir: length indices
@@ -71,7 +72,7 @@ def check_workdir(workdir: Path, config: ExperimentConfig) -> dict[str, Any] | N
       )
   elif workdir.exists() and not workdir.is_dir():
     raise UserError(f"{workdir} is a file; choose another workdir")
-  elif workdir.is_dir() and any(entry.name != CACHE for entry in workdir.iterdir()):
+  elif workdir.is_dir() and any(entry.name not in (CACHE, LOCK) for entry in workdir.iterdir()):
     raise UserError(f"{workdir} is not empty and holds no run; choose another workdir")
   if not (workdir / models.CHECKPOINTS).is_dir():
     return None

@@ -79,26 +79,24 @@ def loss_sums(
   )  # fmt: skip
   head = denoiser.head
   features = head.transform(head.params, denoiser.trunk(noised.xt, noised.t))  # [B, L, D]
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
   weights = noised.weights
   loss, nll = vocabulary.cross_entropy(
-    flat(features),
+    features,
     head,
-    flat(noised.batch.tokens),
-    flat(weights.nll),
-    flat(weights.smooth) if objective.label_smoothing else None,
+    noised.batch.tokens,
+    weights.nll,
+    weights.smooth if objective.label_smoothing else None,
     chunk=chunk,
     shards=shards,
   )
-  masked_share = 1 - objective.schedule.alpha(flat(noised.t))
+  masked_share = 1 - objective.schedule.alpha(noised.t)
   bins = jnp.clip((masked_share * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
   per_bin = lambda values: jnp.zeros(NOISE_BINS).at[bins].add(values)
-  scored = flat(noised.scored)
   return loss, Sums(
     loss=loss,
     weight=weights.total,
-    nll=per_bin(jnp.where(scored, nll, 0)),
-    scored=per_bin(scored.astype(jnp.float32)),
+    nll=per_bin(jnp.where(noised.scored, nll, 0)),
+    scored=per_bin(noised.scored.astype(jnp.float32)),
     tokens=(batch.segments > 0).sum().astype(jnp.float32),
   )
 
@@ -116,6 +114,7 @@ def train_step(
   microbatches: int,
   ema_decay: float,
   opening: Callable[[Array, int], Array] | None = None,
+  placed: Params | None = None,
 ) -> tuple[TrainState, Updates]:
   """One update by the gradient of loss / weight + length_weight length / examples.
 
@@ -131,6 +130,8 @@ def train_step(
     microbatches: parts whose gradients are summed; the division by the weight comes once, after.
     ema_decay: of the moving average, where the state has one.
     opening: (step, L) -> `opened`, where attention is annealed; one draw for all microbatches.
+    placed: the shardings of the parameters, which gradients and their sums are given too: what a
+      device holds of them does not grow with the mesh. None on one device.
   """
   gradients = sums = length_sums = None
   if loss:
@@ -142,6 +143,7 @@ def train_step(
       state.params,
       batch,
       microbatches=microbatches,
+      placed=placed,
     )
     scale = jnp.where(sums.weight > 0, 1 / jnp.maximum(sums.weight, 1e-30), 0)
     gradients = jax.tree.map(lambda g: g * scale, gradients)
@@ -154,7 +156,7 @@ def train_step(
       return total * share, counts
 
     gradients, length_sums = _summed_gradients(
-      shared, state.params, batch, microbatches=microbatches, start=gradients
+      shared, state.params, batch, microbatches=microbatches, placed=placed, start=gradients
     )
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -172,10 +174,16 @@ def _summed_gradients(
   batch: Batch,
   *,
   microbatches: int,
+  placed: Params | None,
   start: Params | None = None,
 ) -> tuple[Params, Any]:
   """(gradients, sums) of `loss`, added up over microbatches; the gradients onto `start`."""
-  gradient = jax.grad(loss, has_aux=True)
+  place = lambda x: x if placed is None else jax.lax.with_sharding_constraint(x, placed)
+
+  def gradient(params: Params, part: Batch) -> tuple[Params, Any]:
+    gradients, sums = jax.grad(loss, has_aux=True)(params, part)
+    return place(gradients), sums
+
   add = lambda total, part: jax.tree.map(jnp.add, total, part)
   if microbatches == 1:
     gradients, sums = gradient(params, batch)
@@ -186,8 +194,9 @@ def _summed_gradients(
   first = jax.tree.map(lambda x: x[0], parts)
   shapes = jax.eval_shape(gradient, params, first)
   gradients, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  gradients = place(gradients) if start is None else start
   accumulate = lambda total, part: (add(total, gradient(params, part)), None)
-  return jax.lax.scan(accumulate, (gradients if start is None else start, sums), parts)[0]
+  return jax.lax.scan(accumulate, (gradients, sums), parts)[0]
 
 
 def validation_step(

@@ -17,7 +17,7 @@ from diffjax.models import lora, transformer
 from diffjax.sampling import Sampler
 from diffjax.training import metrics, step
 from diffjax.training.length import LengthSums
-from diffjax.types import Array, Batch, Denoiser, Example, Params
+from diffjax.types import Array, Batch, Denoiser, Example, Params, Shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _InTraining(models.Model):
   lora: LoraConfig = LoraConfig()
 
   def denoiser(
-    self, segments: Array, *, params: tuple[Params, Params, Array | None], **layout: Array | None
+    self, segments: Array, *, params: tuple[Params, Params, Array | None], **layout: Any
   ) -> Denoiser:
     """As of any model; `params` are (frozen, trained, openness), so that no change recompiles."""
     frozen, trained, openness = params
@@ -46,7 +46,12 @@ class _InTraining(models.Model):
     )
 
   def length_logits(
-    self, tokens: Array, segments: Array, *, params: tuple[Params, Params, Array | None]
+    self,
+    tokens: Array,
+    segments: Array,
+    *,
+    params: tuple[Params, Params, Array | None],
+    shards: Shards | None = None,
   ) -> Array:
     """As of any model; `params` as in `denoiser`. No head is trained while attention anneals."""
     return transformer.length_logits(
@@ -57,6 +62,7 @@ class _InTraining(models.Model):
       contract=self.contract,
       compute=self.compute,
       lora=self.lora,
+      shards=shards,
     )
 
 
@@ -107,8 +113,7 @@ class Validation:
       data=config.data,
       batch_size=section.batch_size,
       limit=section.examples,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      blocks=sharding.row_blocks(mesh),
     )
     examples = []
     if section.decodes:

@@ -1,23 +1,26 @@
-"""The command line as a whole: a mistake is one line and exit status 2."""
+"""The command line as a whole: every end has its exit code, and the cause as the last line."""
 
+import errno
 import importlib
 import sys
 
 import pytest
 
 from diffjax.cli import decoding, main
+from diffjax.exits import Exit
 from diffjax.sampling import PRESETS
+from diffjax.types import BadData, Diverged, MissingInput, Preempted, Unavailable, UserError
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-  """What `diffjax` says on stderr, on its way out with status 2."""
+  """What `diffjax` says on stderr, on its way out with an exit code."""
 
-  def run(*words):
+  def run(*words, code=Exit.USAGE):
     monkeypatch.setattr(sys, "argv", ["diffjax", *words])
     with pytest.raises(SystemExit) as left:
       main.main()
-    assert left.value.code == 2
+    assert left.value.code == code
     said = capsys.readouterr()
     assert not said.out
     return said.err
@@ -41,10 +44,43 @@ def command(monkeypatch, capsys):
   ],
 )
 def test_a_mistake_is_one_line(command, line, message):
-  said = command(*line.split())
+  missing = "no/such does not exist" in message
+  said = command(*line.split(), code=Exit.INPUT if missing else Exit.USAGE)
   assert said.startswith("diffjax: ")
   assert message in said
   assert said.count("\n") == 1
+
+
+ENDS = [
+  (UserError("a mistake"), Exit.USAGE, "a mistake"),
+  (BadData("a record"), Exit.DATA, "a record"),
+  (MissingInput("a file"), Exit.INPUT, "a file"),
+  (Unavailable("process 1 is gone"), Exit.DEVICE, "process 1 is gone"),
+  (Preempted("stopped at step 3"), Exit.PREEMPTED, "stopped at step 3"),
+  (Diverged("step 3: nan"), Exit.DIVERGED, "step 3: nan"),
+  (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted"),
+  (FileNotFoundError(errno.ENOENT, "No such file", "x"), Exit.INPUT, "x: No such file"),
+  (PermissionError(errno.EACCES, "Permission denied", "x"), Exit.CREATE, "x: Permission denied"),
+  (OSError(errno.EROFS, "Read-only", "x"), Exit.CREATE, "x: Read-only"),
+  (OSError(errno.ENOSPC, "No space left", "x"), Exit.DISK, "x: No space left"),
+  (OSError(errno.EIO, "Input/output error"), Exit.DISK, "Input/output error"),
+  (RuntimeError("Unable to initialize backend 'tpu'"), Exit.DEVICE, "Unable to initialize backend"),
+  (ZeroDivisionError("division by zero"), Exit.BUG, "ZeroDivisionError: division by zero"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "cause"), ENDS, ids=[cause for *_, cause in ENDS])
+def test_every_end_has_a_code_and_a_cause(command, monkeypatch, error, code, cause):
+  from diffjax.cli import inspect
+
+  def run(arguments):
+    raise error
+
+  monkeypatch.setattr(inspect, "run", run)
+  lines = command("inspect", "x", code=code).splitlines()
+  assert lines[-1].startswith("diffjax: ")
+  assert cause in lines[-1]
+  assert (len(lines) > 1) == (code == Exit.BUG)  # a traceback, of a fault of ours alone
 
 
 def test_a_text_that_looks_like_an_option_is_a_text():

@@ -37,12 +37,12 @@ def test_report_over_two_evaluations(tmp_path, monkeypatch, capsys):
   assert [figure["title"] for figure in record["figures"]] == ["sums by size"]
 
 
-def test_a_mistake_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_and_its_code(tmp_path, monkeypatch, capsys):
   (tmp_path / "file").write_text("")
   directory = write(tmp_path / "one", 10)
   out = ("--out", tmp_path / "file")
   for words in ((tmp_path / "nothing",), (directory, *out), (directory, directory)):
     with pytest.raises(SystemExit) as stop:
       call(monkeypatch, *words)
-    assert stop.value.code == 2
+    assert stop.value.code == 64
     assert capsys.readouterr().err.count("\n") == 1

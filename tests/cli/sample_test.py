@@ -13,7 +13,7 @@ from rich.console import Console
 from diffjax import model as models
 from diffjax.cli import decoding, sample, terminal_trace
 from diffjax.cli.interactive import Conversation
-from diffjax.config import Contract, ModelConfig
+from diffjax.config import Contract, MeshConfig, ModelConfig
 from diffjax.model import Model
 from diffjax.models import transformer
 from diffjax.sampling import MASK_MARK, Generation, Sampler, Settings, Step
@@ -50,7 +50,7 @@ def sampler():
 @pytest.fixture
 def command(sampler, monkeypatch):
   """Runs the command line with the toy model."""
-  monkeypatch.setattr(Sampler, "load", classmethod(lambda cls, path: sampler))
+  monkeypatch.setattr(Sampler, "load", classmethod(lambda cls, path, **how: sampler))
 
   def run(*arguments):
     parser = argparse.ArgumentParser()
@@ -137,7 +137,8 @@ def test_answers_of_two_checkpoints_do_not_go_into_the_same_file(sampler, monkey
   path, run = tmp_path / "out.jsonl", tmp_path / "run"
   (run / "checkpoints").mkdir(parents=True)
   read = []
-  monkeypatch.setattr(Sampler, "load", classmethod(lambda cls, path: read.append(path) or sampler))
+  load = lambda cls, path, **how: read.append(path) or sampler
+  monkeypatch.setattr(Sampler, "load", classmethod(load))
   parser = argparse.ArgumentParser()
   sample.add_arguments(parser)
   words = ["--model", str(run), "--prompt=a", "--output", str(path), "--length=4"]
@@ -365,3 +366,15 @@ def test_mistakes_are_one_line_and_write_nothing(command, tmp_path, arguments, m
     command("--length", 4, "--output", output, *arguments)
   assert "\n" not in str(error.value)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_mesh_is_read_as_it_is_written():
+  parse = lambda text: decoding.placement(argparse.Namespace(mesh=text, dtype="bfloat16"))
+  assert parse("") == {"mesh": None, "dtype": "bfloat16"}
+  assert parse("tensor=8")["mesh"] == MeshConfig(tensor=8)
+  assert parse("fsdp=2, tensor=-1")["mesh"] == MeshConfig(data=1, fsdp=2, tensor=-1)
+  for wrong in ("8", "tensor=two", "heads=8", "tensor=2,tensor=4", "tensor=2,"):
+    with pytest.raises(UserError, match="such as tensor=8"):
+      parse(wrong)
+  with pytest.raises(UserError, match=r"mesh.tensor = 0"):
+    parse("tensor=0")

@@ -65,16 +65,23 @@ def test_starting_later_gives_the_later_batches(setup):
 
 @pytest.mark.parametrize("section", [DROPPING, PACKING], ids=["buckets", "packed"])
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_read_consecutive_slices_of_the_same_batches(setup, hosts, section):
+def test_hosts_read_their_blocks_of_the_same_batches(setup, hosts, section):
   setup = (*setup[:2], setup[2]._replace(parts=MIXTURE))
-  parts = [
-    read(setup, section=section, process_index=host, process_count=hosts) for host in range(hosts)
-  ]
+  parts = [read(setup, section=section, blocks=((host,), hosts)) for host in range(hosts)]
   joined = [
     type(same[0])(*(np.concatenate(field) for field in zip(*same, strict=True)))
     for same in zip(*parts, strict=True)
   ]
   assert_equal(joined, read(setup, section=section))
+
+
+def test_blocks_of_a_host_need_not_be_neighbours(setup):
+  whole, some = read(setup, section=PACKING), read(setup, section=PACKING, blocks=((0, 3), 4))
+  assert len(whole) == len(some) > 0
+  for batch, own in zip(whole, some, strict=True):
+    size = len(batch.index) // 4
+    for field, part in zip(batch, own, strict=True):
+      np.testing.assert_array_equal(part, np.concatenate([field[:size], field[-size:]]))
 
 
 def test_packed_rows_are_the_examples_that_the_plan_names(setup):

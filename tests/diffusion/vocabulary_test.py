@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffjax import sharding
-from diffjax.config import MeshConfig
 from diffjax.diffusion import draws, vocabulary
 from diffjax.types import Head, UserError
 
@@ -102,21 +100,23 @@ def test_returns_the_nll_of_scored_positions_only():
   np.testing.assert_allclose(minus, np.where(nll != 0, want, 0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (8, 1, 1)])
-def test_sharded_equals_one_device_with_unequal_numbers_of_chunks(shape):
-  sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
-  mesh = sharding.make_mesh(MeshConfig(**sizes))
-  shards = sharding.shards(mesh)
+def test_rows_of_positions_equal_their_flat_list_bit_by_bit():
   head = make_head()
-  features, targets, _, smooth = make_data(3, 0.5)
-  # With 8 shards of 5 positions, every shard has another number of busy chunks; one has none.
-  idle = np.repeat([5, 2, 1, 0, 4, 3, 5, 0], 5)
-  busy = np.arange(ROWS) % 5 >= idle
-  nll = np.where(busy, 0.5, 0).astype(np.float32)
-  sharded = functools.partial(vocabulary.cross_entropy, chunk=2, shards=shards)
-  want = both(naive_of_head, features, head, targets, nll, smooth)
-  have = both(sharded, features, head, targets, nll, smooth)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), have, want)
+  features, targets, nll, smooth = make_data(7, 0.6)
+  rows = lambda x: x.reshape(5, 8, *x.shape[1:])
+  flat = jax.device_get(jax.jit(
+    lambda *x: vocabulary.cross_entropy(x[0], head, *x[1:], chunk=16)
+  )(features, targets, nll, smooth))  # fmt: skip
+  have = jax.device_get(jax.jit(
+    lambda *x: vocabulary.cross_entropy(x[0], head, *x[1:], chunk=16)
+  )(*map(rows, (features, targets, nll, smooth))))  # fmt: skip
+  assert have[0] == flat[0]
+  np.testing.assert_array_equal(have[1], rows(flat[1]))
+  predict = predictor(head)
+  want = predict(features, vocabulary.draw())
+  have = predict(rows(features), vocabulary.draw())
+  np.testing.assert_array_equal(have.tokens, rows(want.tokens))
+  np.testing.assert_array_equal(have.scores, rows(want.scores))
 
 
 def test_memory_is_an_eighth_of_the_naive_loss_at_xlmr_size():

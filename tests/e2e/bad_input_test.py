@@ -1,4 +1,4 @@
-"""Every command answers a mistake with one line on stderr and exit status 2, leaving nothing."""
+"""Every command answers a mistake with one line on stderr and an exit code, leaving nothing."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from diffjax.cli import main as cli
+from diffjax.exits import Exit
 from diffjax.model import resolve
 
 
@@ -24,11 +25,11 @@ def copy_of_shipped(room, **changes):
   return target
 
 
-def fails(monkeypatch, capsys, *arguments) -> str:
+def fails(monkeypatch, capsys, *arguments, code=Exit.USAGE) -> str:
   monkeypatch.setattr("sys.argv", ["diffjax", *map(str, arguments)])
   with pytest.raises(SystemExit) as stop:
     cli.main()
-  assert stop.value.code == 2
+  assert stop.value.code == code
   message = capsys.readouterr().err.strip()
   assert "\n" not in message
   assert message.startswith("diffjax: ")
@@ -75,10 +76,16 @@ MISTAKES = [
   (["tokenizer", "--input", "none.txt", "--vocab-size=50", "--output=x.model"], "none.txt"),
 ]  # fmt: skip
 
+MISSING = (
+  "none does not exist", "none.model", "none.jsonl: No such file", "is no model",
+  "none.txt",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize(("arguments", "hint"), MISTAKES, ids=[hint for _, hint in MISTAKES])
-def test_one_line_and_status_2(room, monkeypatch, capsys, arguments, hint):
-  assert hint in fails(monkeypatch, capsys, *arguments)
+def test_one_line_and_its_code(room, monkeypatch, capsys, arguments, hint):
+  code = Exit.INPUT if hint in MISSING else Exit.USAGE
+  assert hint in fails(monkeypatch, capsys, *arguments, code=code)
   assert not list(room.iterdir())
 
 
@@ -86,7 +93,9 @@ def test_unreadable_weights(room, monkeypatch, capsys):
   weights = copy_of_shipped(room)
   file = weights / "model.safetensors"
   file.write_bytes(file.read_bytes()[:1000])
-  message = fails(monkeypatch, capsys, "convert", f"--from={weights}", "--to=target")
+  message = fails(
+    monkeypatch, capsys, "convert", f"--from={weights}", "--to=target", code=Exit.INPUT
+  )
   assert "model.safetensors" in message
   assert not (room / "target").exists()
 

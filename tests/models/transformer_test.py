@@ -122,7 +122,7 @@ def test_rematerialisation_changes_no_gradient():
 
   gradient = jax.jit(jax.grad(loss), static_argnums=1)
   want = gradient(params, "none")
-  for remat in ("full", "save_matmuls"):
+  for remat in ("full", "save_matmuls", "offload"):
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     jax.tree.map(close, gradient(params, remat), want)
 

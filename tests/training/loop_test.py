@@ -15,11 +15,14 @@ import pytest
 
 from diffjax import model as models
 from diffjax.config import config_from_dict
-from diffjax.data import pipeline
+from diffjax.data import pipeline, plan
+from diffjax.exits import Exit
 from diffjax.tokenizers import train_sentencepiece
+from diffjax.training import programs
 from diffjax.training.loop import train
 from diffjax.training.start import check_workdir
-from diffjax.types import UserError
+from diffjax.training.supervision import alone_in
+from diffjax.types import Diverged, Preempted, UserError
 
 STEPS, STOP = 6, 3  # an epoch has 4 batches
 
@@ -153,12 +156,56 @@ def test_an_interrupt_finishes_the_step_and_saves(data, uninterrupted, tmp_path,
 
   monkeypatch.setattr(pipeline, "batches", interrupted)
   before = signal.getsignal(signal.SIGINT)
-  result = train(config_from_dict(experiment(data)), tmp_path / "run")
-  assert result["step"] == STOP
+  with pytest.raises(Preempted, match=f"stopped at step {STOP} of {STEPS}, saved"):
+    train(config_from_dict(experiment(data)), tmp_path / "run")
+  status = json.loads((tmp_path / "run" / "status.json").read_text())
+  assert status["exit"] == Exit.PREEMPTED
+  assert "the same command resumes" in status["reason"]
   assert signal.getsignal(signal.SIGINT) is before
   monkeypatch.undo()
   train(config_from_dict(experiment(data)), tmp_path / "run")
   assert_same_state(tmp_path / "run", uninterrupted)
+
+
+def test_a_signal_before_the_first_step_saves_nothing(data, tmp_path, monkeypatch):
+  def measured(*args, **kwargs):
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(60)
+
+  monkeypatch.setattr(plan, "length_index", measured)
+  with pytest.raises(Preempted, match="stopped by SIGTERM before the first step"):
+    train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_are_not_finite_end_the_run_unsaved(data, tmp_path, monkeypatch):
+  values = experiment(data, steps=5)
+  values["data"]["validation"] = {"kind": "none"}
+  whole = programs.build
+
+  def build(*args):
+    program = whole(*args)
+    poison = jax.jit(lambda state: jax.tree.map(lambda x: x * np.float32("nan"), state.params))
+
+    def train_step(state, frozen, batch):
+      if int(state.step) == 3:
+        state = state.replace(params=poison(state))
+      return program.train_step(state, frozen, batch)
+
+    return program._replace(train_step=train_step)
+
+  monkeypatch.setattr(programs, "build", build)
+  with pytest.raises(Diverged, match=r"step 4: the loss sums to nan .* checkpoint 2 is good"):
+    train(config_from_dict(values), tmp_path / "run")
+  kept = [d.name for d in (tmp_path / "run" / "checkpoints").iterdir() if d.name.isdigit()]
+  assert kept == ["2"]
+  assert json.loads((tmp_path / "run" / "status.json").read_text())["exit"] == Exit.DIVERGED
+
+
+def test_a_second_run_in_a_live_workdir_is_refused(data, tmp_path):
+  with alone_in(tmp_path / "run"), pytest.raises(UserError, match=r"in use: process \d+ on "):
+    train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert {entry.name for entry in (tmp_path / "run").iterdir()} <= {"cache", "lock"}
 
 
 def test_what_a_run_writes(uninterrupted):

@@ -1,0 +1,198 @@
+"""Plans by formula, what a compiler answers, and how floors become a step."""
+
+import dataclasses
+
+import pytest
+from toy_experiment import subject
+
+from diffjax.planning import compilation, plan, topologies
+from diffjax.planning.compilation import Compiled, Memory
+from diffjax.planning.hlo import Collective, Costs, Loop
+from diffjax.types import UserError
+
+GPUS, TPUS = topologies.parse("h100:8"), topologies.parse("v5e-8")
+GIB = 2**30
+
+
+def compiled(needed: float = GIB, **changes) -> Compiled:
+  collectives = (Collective("all-gather", 8, 1, 4.0, 1e9, "models/layers.py:1"),)
+  loops = (Loop("layers", 3, True), Loop("vocabulary", 2.0, False))
+  found = Compiled(
+    memory=Memory(arguments=needed / 4, temporaries=3 * needed / 4, returned=0.0),
+    needed=needed,
+    costs=Costs(1e12, 1e9, (), collectives, loops),
+    buffers=(),
+    seconds=1.0,
+  )
+  return found._replace(**changes)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+  """A compiler that needs a GiB, and one more for every 64 rows; says what it was asked for."""
+  asked = []
+
+  def answer(request, **_):
+    rows = request.config["data"]["batch_size"]
+    asked.append(rows)
+    needed = GIB * (1 + rows / 64)
+    return compiled(needed) if needed < 15.75 * GIB else compiled(needed, memory=None, costs=None)
+
+  monkeypatch.setattr(compilation, "is_available", lambda: True)
+  monkeypatch.setattr(compilation, "compile_ahead", answer)
+  return asked
+
+
+def test_gpus_are_planned_by_formula(monkeypatch):
+  monkeypatch.setattr(compilation, "is_available", lambda: True)
+  made = plan.plan_training(subject(), GPUS)
+  assert not made.compiled
+  assert made.fits
+  assert made.needed == sum(made.memory.values())
+  assert made.floors.network == 0 < made.floors.interconnect
+  assert 0 < made.mfu <= 1
+
+
+def test_without_libtpu_the_formula_stays_and_says_so(monkeypatch):
+  monkeypatch.setattr(compilation, "is_available", lambda: False)
+  made = plan.plan_training(subject(), TPUS)
+  assert not made.compiled
+  assert "libtpu is not installed" in made.remark
+
+
+def test_a_compiler_replaces_the_estimates(compiler):
+  made = plan.plan_training(subject(), TPUS)
+  assert made.compiled
+  assert compiler == [32]
+  assert made.needed == GIB * 1.5
+  assert sum(made.memory.values()) == pytest.approx(made.needed)
+  assert made.flops == 1e12
+  assert [loop.name for loop in made.loops] == ["vocabulary"]
+  assert made.floors.bound == "interconnect"
+
+
+def test_a_refusal_says_by_how_much_and_knows_no_time(compiler):
+  made = plan.plan_training(subject(data=dict(
+    tokenizer="none", train=dict(kind="generator", limit=8), max_length=16, batch_size=2048
+  )), TPUS)  # fmt: skip
+  assert not made.fits
+  assert made.needed > made.available
+  assert (made.floors, made.mfu) == (None, 0)
+  assert made.as_json()["fits"] is False
+
+
+def test_the_largest_batch_by_formula_is_the_last_that_fits(monkeypatch):
+  monkeypatch.setattr(compilation, "is_available", lambda: False)
+  small = dict(hbm=0.01)
+  made = plan.plan_training(subject(), TPUS, largest_batch=True, **small)
+  rows = made.largest_rows
+  assert rows > 32
+  assert made.largest_by == "by formula"
+  fits = lambda rows: plan.plan_training(plan.experiment.with_rows(subject(), rows), TPUS, **small)
+  assert fits(rows).fits
+  assert not fits(rows + 8).fits
+
+
+def test_the_largest_batch_is_confirmed_by_the_compiler(compiler):
+  made = plan.plan_training(subject(), TPUS, largest_batch=True)
+  assert made.largest_rows in compiler
+  # 15.68 GiB hold 939 rows, by eights.
+  assert made.largest_rows == 936
+  assert len(compiler) <= 4
+
+
+def test_no_more_memory_than_the_user_says():
+  assert plan.available_bytes(TPUS, 8.0) == pytest.approx(plan.available_bytes(TPUS, 0.0) / 2)
+  two = topologies.parse("tpu7x:2x2x1")  # two devices a chip
+  assert plan.available_bytes(two, 0.0) < 100 * GIB
+
+
+def test_a_step_takes_as_long_as_its_longest_part():
+  gather = Collective("all-gather", 16, 2, 1.0, 15e6, "")
+  one = plan.floors(TPUS, flops=197e12, hbm_bytes=0, collectives=())
+  assert (one.step, one.bound) == (1, "arithmetic")
+  two_slices = topologies.parse("2*v5e:2x4")
+  found = plan.floors(two_slices, flops=0, hbm_bytes=819e9 / 2, collectives=(gather,))
+  assert found.bound == "hbm"
+  # A slice lacks half of what is gathered, and eight chips bring it in.
+  assert found.network == pytest.approx(15e6 / 8 / two_slices.chip.network_bandwidth)
+  assert found.interconnect == pytest.approx(15e6 / two_slices.link_bandwidth)
+
+
+def test_hosts_of_gpus_are_crossed_by_the_outer_axes():
+  planned = subject(mesh=dict(data=2, fsdp=8))
+  made = plan.plan_training(planned, topologies.parse("h100:2x8"))
+  reached = {part.group: part.slices for part in made.collectives}
+  assert reached == {8: 1, 2: 2}
+  assert made.floors.network > 0
+
+
+def test_what_does_not_divide_is_refused():
+  with pytest.raises(UserError, match="must divide over data x fsdp = 64 devices"):
+    plan.plan_training(subject(mesh=dict(data=-1, fsdp=1)), topologies.parse("v5p-128"))
+
+
+def test_a_sampler_by_formula():
+  decoding = compilation.Decoding(
+    rows=8, length=16, canvas=8, strategy="reparam-uncond-deterministic-cosine", num_steps=4,
+    temperature=0.0, dtype="bfloat16",
+  )  # fmt: skip
+  made = plan.plan_decoding(subject(), GPUS, decoding)
+  assert made.fits
+  twice = plan.plan_decoding(subject(), GPUS, decoding._replace(num_steps=8))
+  assert twice.model_flops == 2 * made.model_flops
+  wide = plan.plan_decoding(subject(), GPUS, decoding._replace(dtype="float32"))
+  assert wide.memory["parameters"] == 2 * made.memory["parameters"]
+
+
+MESSAGE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory \
+space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G.
+
+Total hbm usage >= 20.76G:
+    reserved        258.00M
+    program          10.20G
+    arguments        10.30G
+
+  Largest program allocations in hbm:
+
+  1. Size: 2.00G
+     Operator: op_name="jit(train_step)/dot_general" source_file="/a/diffjax/models/layers.py" \
+source_line=120
+     Shape: bf16[8,512,1024]{2,1,0:T(8,128)(2,1)}
+     ==========================
+
+  2. Size: 512.5M
+     Operator: op_name="jit(train_step)/while/body/add"
+     Shape: f32[1024]{0:T(1024)}
+"""
+
+
+def test_a_refusal_is_read():
+  found = compilation.refusal(MESSAGE, seconds=3.0)
+  assert found.memory is None
+  assert found.needed == 20.5 * GIB
+  first, second = found.buffers
+  assert (first.bytes, first.shape) == (2 * GIB, "bf16[8,512,1024]")
+  assert (first.source, second.source) == ("models/layers.py:120", "add")
+  assert compilation.refusal("RESOURCE_EXHAUSTED: what?", seconds=0).needed == 0
+
+
+def test_a_plan_is_plain_values(compiler):
+  values = plan.plan_training(subject(), TPUS).as_json()
+  assert values["collectives"][0]["kind"] == "all-gather"
+  assert values["floors"]["step"] == values["floors"]["interconnect"]
+  assert set(dataclasses.asdict(plan.plan_training(subject(), TPUS))) <= set(values)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compilation.is_available(), reason="needs libtpu")
+def test_a_real_compiler_agrees_with_the_formula():
+  planned = subject(mesh=dict(data=2, fsdp=2), compute=dict(remat="full"))
+  topology = topologies.parse("v5e:2x2")
+  made = plan.plan_training(planned, topology, to_the_end=True)
+  assert made.compiled
+  assert made.fits
+  assert made.needed < 0.1 * made.available
+  assert any(buffer.source.startswith(("models/", "diffusion/")) for buffer in made.buffers)
+  guess = dataclasses.replace(made, compiled=False)
+  assert guess.model_flops / made.devices < made.flops < 2 * made.model_flops / made.devices

@@ -1,6 +1,7 @@
 """Instruction tuning on Flan 2022, the generalist of 2308.12219: the shares of its files, Table 6.
 
   diffjax data --config=configs/instruct_flan2022.py:base
+  diffjax plan --config=configs/instruct_flan2022.py:base --topology=v5e-8 --model=xlmr-base
   diffjax train --config=configs/instruct_flan2022.py:base --workdir=runs/flan2022_base
   diffjax train --config=configs/instruct_flan2022.py:base-length \\
     --workdir=runs/flan2022_base_length
@@ -13,8 +14,8 @@ flan_fs_opt_train.jsonl and so on, or in parts (flan_fs_opt_train-00.jsonl, ...)
 "targets"} a line; and some hundred of their lines, taken out of these files beforehand, in
 validation.jsonl.
 
-Hardware: base and large: 8 GPUs of 80 GB, xl 32, xxl 64, by arithmetic. Not run yet, so hours are
-not known.
+Hardware: base and large: 8 GPUs of 80 GB, xl 32, xxl 64, by arithmetic; TPUs: docs/planning.md. Not
+run yet, so hours are not known.
 Expected: the paper's zero-shot figures of base, large, xl and xxl with the true length (its Table
 8): IWSLT14 BLEU 21.26, 25.24, 28.13, 29.59; MMLU 31.28, 32.79, 40.17, 42.13; TyDiQA "Rouge" 23.42,
 62.28, 83.39, 84.76; GSM8K 3.6, 3.2, 5.2, 4.4. Ours are not measured yet.
@@ -23,10 +24,10 @@ Expected: the paper's zero-shot figures of base, large, xl and xxl with the true
 from ml_collections import ConfigDict
 
 SIZES = {
-  "base": dict(steps=70_000, batch_size=512, microbatches=4, remat="save_matmuls"),
-  "large": dict(steps=30_000, batch_size=512, microbatches=8, remat="save_matmuls"),
-  "xl": dict(steps=17_000, batch_size=1024, microbatches=8, remat="full"),
-  "xxl": dict(steps=4000, batch_size=2048, microbatches=16, remat="full"),
+  "base": dict(steps=70_000, batch_size=512, microbatches=4, mesh=dict(data=-1), chunk=1024),
+  "large": dict(steps=30_000, batch_size=512, microbatches=8, mesh=dict(data=1, fsdp=-1)),
+  "xl": dict(steps=17_000, batch_size=1024, microbatches=8, mesh=dict(data=1, fsdp=-1)),
+  "xxl": dict(steps=4000, batch_size=2048, microbatches=4, mesh=dict(data=-1, fsdp=16)),
 }
 # File -> share. fs, zs: few-shot and zero-shot; opt, noopt: with and without the answer options.
 SHARES = {
@@ -60,8 +61,10 @@ def _tuned(size: str) -> ConfigDict:
     batch_size=chosen["batch_size"],
     on_bad_record="skip",
   )
-  config.mesh = dict(data=1, fsdp=-1)
-  config.compute = dict(dtype="bfloat16", remat=chosen["remat"])
+  config.mesh = dict(chosen["mesh"])
+  config.compute = dict(
+    dtype="bfloat16", remat="save_matmuls", vocabulary_chunk=chosen.get("chunk", 256)
+  )
   config.optimizer = dict(
     learning_rate=1e-5, warmup="logarithmic", warmup_steps=chosen["steps"] // 100
   )

@@ -33,7 +33,7 @@ quoted() {
 }
 
 # The comment at the head of the script.
-usage() { sed -n '2,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$0"; }
+usage() { sed -n '2,${/^# shellcheck/d;/^#/!q;s/^# \{0,1\}//p}' "$0"; }
 
 # Reads --name=value, --name value and flags into opt_name, which the caller has declared: an empty
 # or other default takes a value, `no` makes a flag, an array collects. What follows `--` goes to
@@ -242,7 +242,7 @@ supervise() {
     starts+=("$step")
     ((${#starts[@]} <= STALE_RESTARTS)) || starts=("${starts[@]:1}")
     number=$((number + 1))
-    say "restart $number after code $code, from step $step"
+    say "restart $number after code $code; the newest committed step seen is $step"
     pause "$(stale "$step" "${starts[@]}")"
   done
 }

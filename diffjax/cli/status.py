@@ -12,7 +12,7 @@ from diffjax import exits
 from diffjax.training import goodput
 from diffjax.types import MissingInput
 
-_SILENT = 120.0  # seconds without a sign of life (they come every 30), after which a run is gone
+_SILENT = 75.0  # seconds without a sign of life (they come every 30), after which a run is gone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,13 +53,13 @@ def describe(
     checkpoint: the newest one's step and unix time.
     now: unix time.
   """
-  from diffjax.training.console import clock_time, duration
+  from diffjax.training.console import clock_time, duration, milliseconds
 
   code, heard = status["exit"], max([status["time"], *(life.end for life in history[-1:])])
   silent = now - heard
   step, steps = status["step"], status["steps"]
   if code is not None:
-    state = f"ended {clock_time(heard, now)}, {cause(code, status['reason'])}"
+    state = f"ended {clock_time(heard, now)}: {cause(code, status['reason'])}"
   elif silent <= _SILENT:
     state = f"running, last line {duration(max(now - status['time'], 0))} ago"
   else:
@@ -68,7 +68,7 @@ def describe(
   if step is not None:
     lines.append(f"step        {step} of {steps} ({100 * step // steps} %)")
   if status["step_seconds"]:
-    rate = f"rate        {1e3 * status['step_seconds']:.3g} ms a step"
+    rate = f"rate        {milliseconds(status['step_seconds'])} ms a step"
     eta = status["eta_seconds"]
     if code is None and silent <= _SILENT and eta:
       rate += f", {duration(eta)} to go, end {clock_time(status['time'] + eta, now)}"
@@ -93,10 +93,9 @@ def describe(
 
 
 def cause(code: int, reason: str) -> str:
-  """Why a process ended."""
+  """Why a process ended: what it said, else what its exit code means."""
   known = code in {int(member) for member in exits.Exit}
-  text = exits.Exit(code).text if known else "ended"
-  return f"{text} ({code})" + (f": {reason}" if reason and reason != text else "")
+  return f"{reason or (exits.Exit(code).text if known else 'no cause is known')} (exit {code})"
 
 
 def time_table(spent: Mapping[str, float]) -> list[str]:

@@ -272,7 +272,9 @@ def _visit(
     d_logits = exponentials * (mass / normalizer)[:, None]
     if smooth_weight is not None:
       d_logits -= jnp.where(allowed, (smooth / allowed_count)[:, None], 0)
-    d_logits = d_logits.at[jnp.arange(size), column].add(jnp.where(mine, -weight, 0))
+    # Compared, not scattered: a scatter would write and read all of d_logits twice more.
+    hit = jnp.arange(table.shape[0], dtype=jnp.int32) == target[:, None]  # [size, V]
+    d_logits -= jnp.where(hit, weight[:, None], 0)
     narrow = d_logits.astype(dtype)
     d_features = _completed(matmul(narrow, weights), dtype, axes.vocabulary)
     return number + 1, total._replace(

@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction counts as often as
 it runs: FLOPs of matrix products, bytes between HBM and the cores, bytes that collectives bring in.
-Of two branches the mean counts. Over the usual length, because one reading of the text serves all.
+Of branches the busiest counts. Over the usual length, because one reading of the text serves all.
 """
 
 import functools
@@ -324,6 +324,14 @@ class _Moved(NamedTuple):
   largest: str
 
 
+_NOTHING = _Moved(0, 0, 0, "")
+
+
+def _together(one: _Moved, other: _Moved) -> _Moved:
+  most = max(one, other, key=lambda moved: moved.most)
+  return _Moved(one.count + other.count, one.bytes + other.bytes, most.most, most.largest)
+
+
 class _Counter:
   """One walk over a program."""
 
@@ -370,14 +378,26 @@ class _Counter:
         )
         self._visit(body, times * self._loops[-1].trips, fused=False)
       elif opcode == "conditional":
-        branches = self._branches(attributes)
-        for branch in branches:
-          self._visit(branch, times / len(branches), fused=False)
+        self._take_branch(self._branches(attributes), times)
       elif opcode in ("fusion", "call", "async-start"):
         find = functools.partial(self._module.called, instruction)
         called = find("calls") or find("to_apply")
         if called:
           self._visit(called, times, fused=fused or opcode != "call")
+
+  def _take_branch(self, branches: list[Computation], times: float) -> None:
+    """Adds the branch that computes, or else moves, most."""
+    ways = []
+    for branch in branches:
+      ways.append(_Counter(self._module, self._unknown, self._slices))
+      ways[-1]._visit(branch, times, fused=False)
+    way = max(ways, key=lambda way: (way._flops, sum(way._traffic.values())))
+    self._flops += way._flops
+    for line, moved in way._traffic.items():
+      self._traffic[line] = self._traffic.get(line, 0) + moved
+    for key, moved in way._moved.items():
+      self._moved[key] = _together(self._moved.get(key, _NOTHING), moved)
+    self._loops += way._loops
 
   def _branches(self, attributes: str) -> list[Computation]:
     listed = re.search(r"branch_computations=\{([^}]*)\}", attributes)
@@ -410,11 +430,9 @@ class _Counter:
     }.get(kind, size * (group - 1) / group)
     reached = max(len({self._slices[member] for member in members}) for members in groups)
     key = (kind, 2 if kind == "collective-permute" else group, reached)
-    before = self._moved.get(key, _Moved(0, 0, 0, ""))
-    added, largest, most = times * entering, before.largest, before.most
-    if added > most:
-      largest, most = self._module.source(instruction.name), added
-    self._moved[key] = _Moved(before.count + times, before.bytes + added, most, largest)
+    added = times * entering
+    moved = _Moved(times, added, added, self._module.source(instruction.name))
+    self._moved[key] = _together(self._moved.get(key, _NOTHING), moved)
 
   def _hbm_bytes(self, instruction: Instruction, computation: Computation) -> float:
     opcode = instruction.opcode

@@ -237,9 +237,7 @@ class Decoder:
   def _call(self, sides: tuple[Rows, ...], how: Run, *, watcher: int = 0) -> generation.Decoded:
     settings, contract = how.settings, self._model.contract
     cached = programs.can_store(how.params, sides[0], model=self._model)
-    block_size = contract.block_size
-    if cached and contract.attention == "causal" and settings.strategy == "left_to_right":
-      block_size = 1  # each token is stored once it is written
+    block_size = programs.block_size(contract, settings.strategy, cached=cached)
     strategy = strategies.parse(
       settings.strategy,
       num_steps=settings.num_steps,

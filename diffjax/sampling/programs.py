@@ -213,6 +213,13 @@ def can_store(params: Params, rows: Rows, *, model: Model) -> bool:
   return offers[0]
 
 
+def block_size(contract: Contract, strategy: str, *, cached: bool) -> int:
+  """How many positions are filled before they are stored for the next; 0: the whole canvas."""
+  if cached and contract.attention == "causal" and strategy == "left_to_right":
+    return 1  # each token is stored once it is written
+  return contract.block_size
+
+
 def score(
   params: Params, rows: Scored, seed: Array, *, model: Model, shards: Shards | None = None
 ) -> Array:
@@ -334,14 +341,10 @@ def abstract_decode(
     closing=np.zeros(rows, np.int32) if contract.end == "given" else None,
     key_words=np.zeros((rows, 4), np.uint32),
   )
-  pattern = Pattern(
-    ends=contract.end == "predicted",
-    cached=can_store(params, side, model=model),
-    block_size=contract.block_size,
-  )
-  parsed = strategies.parse(
-    strategy, num_steps=num_steps, canvas_size=contract.block_size or canvas
-  )
+  cached = can_store(params, side, model=model)
+  size = block_size(contract, strategy, cached=cached)
+  pattern = Pattern(ends=contract.end == "predicted", cached=cached, block_size=size)
+  parsed = strategies.parse(strategy, num_steps=num_steps, canvas_size=size or canvas)
   draw = vocabulary.draw(temperature=temperature)
   others = np.uint32(0), parsed, draw, None, np.int32(0)
   described = lambda tree, layout: jax.tree.map(

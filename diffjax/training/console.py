@@ -8,19 +8,26 @@ from pathlib import Path
 
 import jax
 
-from diffjax.config import ExperimentConfig
-from diffjax.sharding import AXES
+from diffjax import sharding
+from diffjax.config import ExperimentConfig, ModelConfig
+from diffjax.models import attention
 
 _DAY = 24 * 3600
 
 
 def opening(
-  config: ExperimentConfig, mesh: jax.sharding.Mesh, *, parameters: int, workdir: Path
+  config: ExperimentConfig,
+  model: ModelConfig,
+  mesh: jax.sharding.Mesh,
+  *,
+  parameters: int,
+  workdir: Path,
 ) -> list[str]:
   """The first lines of a run: with what, on what, how much, where, and how to stop it.
 
   Args:
     config: the experiment.
+    model: the architecture.
     mesh: of the devices it runs on.
     parameters: numbers of the model.
     workdir: the run's folder.
@@ -28,17 +35,27 @@ def opening(
   code = " ".join(filter(None, (version(), revision(Path(__file__).parents[2]))))
   device = mesh.devices.flat[0]
   where = f"{mesh.size} x {device.device_kind}" if mesh.size > 1 else device.device_kind
-  axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in AXES if mesh.shape[axis] > 1)
+  axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in sharding.AXES if mesh.shape[axis] > 1)
   processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
   length = config.data.max_length
   rows = config.data.rows(length)
+  kernel = attention.chosen(
+    model,
+    config.compute,
+    length=length,
+    shards=sharding.shards(mesh),
+    training=True,
+    opened=config.adaptation.anneal_steps > 0,
+  )
+  frozen = config.lora.frozen_dtype if config.lora.rank else "float32"
+  also = f" (frozen ones in {frozen})" if frozen != "float32" else ""
   packed = f"{rows} rows of {length}" + " at most" * (len(config.data.lengths) > 1)
   return [
     f"diffjax {code}, jax {jax.__version__}, on {where}"
     + (f": mesh {axes}" if axes else "")
     + processes,
-    f"{parameters:,} parameters in float32, computed in {config.compute.dtype}; attention "
-    f"{config.compute.attention}; a batch is {packed}, {rows * length:,} tokens",
+    f"{parameters:,} parameters in float32{also}, computed in {config.compute.dtype}; attention "
+    f"{kernel}; a batch is {packed}, {rows * length:,} tokens",
     f"output in {workdir}; Ctrl-C stops and saves, the same command goes on",
   ]
 

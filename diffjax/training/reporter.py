@@ -124,7 +124,10 @@ class Reporter:
     self._peak = mesh.size * chip.device_flops if chip else None
     devices = chip.devices if chip else 1
     self._meter = metrics.Meter(chips=max(1, mesh.size // devices), peak=self._peak)
-    for line in console.opening(self._config, mesh, parameters=parameters, workdir=self._workdir):
+    lines = console.opening(
+      self._config, model.config, mesh, parameters=parameters, workdir=self._workdir
+    )
+    for line in lines:
       self.say(line)
 
   def begin(self, start: int) -> None:

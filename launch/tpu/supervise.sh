@@ -82,7 +82,7 @@ prepare() { # has the TPU ready, and the run started on it
   describe node '' 'value(id)' tpu-vm || return $?
   if [[ $node != "$ready" ]]; then
     worker_tries=1
-    here=$(look all && printf '%s' "$answers") || here=''
+    here=$(look all 2>/dev/null && printf '%s' "$answers") || here=''
     worker_tries=5
     if [[ $here != *' running '* ]]; then # it is new, or not as this commit wants it
       bash "$LAUNCH/tpu/bootstrap.sh" "${bootstrap[@]}" || return $?

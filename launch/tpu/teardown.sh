@@ -12,7 +12,7 @@
 # shellcheck source=tpu.sh
 . "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 
-opt_yes=no opt_poll=15 opt_internal_ip=no
+opt_yes=no opt_poll=15
 tpu_options "$@"
 require_number poll
 state='' owner='' type=''

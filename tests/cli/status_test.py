@@ -53,7 +53,7 @@ def test_a_live_run(tmp_path):
 def test_a_run_that_stopped_says_why_and_how_it_goes_on(tmp_path, code, reason, words):
   ended = history(exit=code, reason=reason)
   said = "\n".join(lines(tmp_path, state(exit=code, reason=reason), ended))
-  assert f"({code}): {reason}" in said
+  assert f"{reason} (exit {code})" in said
   assert words in said
   assert f"--config={tmp_path}/config.json --workdir={tmp_path}" in said
 
@@ -61,7 +61,7 @@ def test_a_run_that_stopped_says_why_and_how_it_goes_on(tmp_path, code, reason, 
 def test_a_run_that_is_done_needs_nothing(tmp_path):
   ended = history(exit=0, reason="done")
   said = "\n".join(lines(tmp_path, state(exit=0, reason="done", step=120), ended))
-  assert "done (0)" in said
+  assert "done (exit 0)" in said
   assert "diffjax train" not in said
 
 

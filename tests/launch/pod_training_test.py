@@ -124,6 +124,7 @@ def test_a_preempted_pod_comes_back_and_ends_as_an_undisturbed_run(training, who
   assert "restart 1 after" in said
   calls = [call[4] for call in room.calls() if call[4] in ("create", "delete")]
   assert calls == ["create", "delete", "create"]
+  assert room.printed("resuming")  # on the second TPU; the first one's logs went with it
   assert not [*room.workdir.parents[1].glob("**/ran")]
   assert_same_run(room.workdir, whole)
 

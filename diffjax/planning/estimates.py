@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from diffjax import arithmetic, sharding
 from diffjax.models import transformer
+from diffjax.planning.costs import Collective
 from diffjax.planning.experiment import Subject, batch
-from diffjax.planning.hlo import Collective
 from diffjax.training import programs
 from diffjax.types import Batch
 

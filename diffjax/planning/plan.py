@@ -11,9 +11,10 @@ from typing import Any
 
 from diffjax import arithmetic, sharding
 from diffjax.planning import compilation, estimates, experiment
+from diffjax.planning.buffers import Buffer
 from diffjax.planning.compilation import Compiled, Decoding
+from diffjax.planning.costs import Collective, Loop, Traffic
 from diffjax.planning.experiment import Subject
-from diffjax.planning.hlo import Buffer, Collective, Loop, Traffic
 from diffjax.planning.topologies import Topology
 from diffjax.training import programs
 

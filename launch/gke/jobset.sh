@@ -3,7 +3,7 @@
 #
 #   launch/gke/jobset.sh apply --name=xxl --generation=tpu7x --topology=4x4x4 \
 #     --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/diffjax:COMMIT --claim=runs -- \
-#     diffjax train --config=configs/pod.py:xxl --workdir=/runs/xxl
+#     diffjax train --config=configs/instruct_flan2022.py:xxl --workdir=/runs/flan2022_xxl
 #   launch/gke/jobset.sh status|logs|delete --name=xxl
 #
 #   apply    render (options: launch/gke/render.py --help) and start; a JobSet of the name that has

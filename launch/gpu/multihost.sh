@@ -3,7 +3,7 @@
 #
 #   launch/gpu/multihost.sh start --hosts=a,b --source=/shared/diffjax --per=gpu --gpus=8 \
 #     --env=PATH=/shared/venv/bin:/usr/bin:/bin -- \
-#     diffjax train --config=configs/pod.py:xxl --workdir=/shared/runs/xxl
+#     diffjax train --config=configs/instruct_flan2022.py:xxl --workdir=/shared/runs/flan2022_xxl
 #   launch/gpu/multihost.sh status|logs|stop --hosts=a,b --source=/shared/diffjax
 #
 #   start             on all hosts; goes on when ssh goes away

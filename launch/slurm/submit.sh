@@ -2,7 +2,7 @@
 # Submits a run to Slurm, where it restarts itself until it is done.
 #
 #   launch/slurm/submit.sh --nodes=4 --gpus=8 --per=gpu --time=24:00:00 -- \
-#     diffjax train --config=configs/pod.py:xxl --workdir=/shared/runs/xxl
+#     diffjax train --config=configs/instruct_flan2022.py:xxl --workdir=/shared/runs/flan2022_xxl
 #
 #   --nodes=N        machines
 #   --gpus=N         of each; 0 for CPU runs

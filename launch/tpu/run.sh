@@ -2,7 +2,7 @@
 # Starts a command on all workers of a TPU; it goes on when ssh, or this machine, goes away.
 #
 #   launch/tpu/run.sh --name=pod --zone=us-east5-a -- \
-#     diffjax train --config=configs/pod.py:xxl --workdir=/mnt/runs/xxl
+#     diffjax train --config=configs/instruct_flan2022.py:xxl --workdir=/mnt/runs/flan2022_xxl
 #
 #   --name, --zone, --project, --internal-ip   which TPU, and how ssh reaches it
 #   --env=NAME=VALUE   for the command; may be repeated

@@ -3,7 +3,7 @@
 # command where a restart helps, and stops where it does not.
 #
 #   launch/tpu/supervise.sh --name=pod --zone=us-east5-a --accelerator=v5p-128 --spot -- \
-#     diffjax train --config=configs/pod.py:xxl --workdir=/mnt/runs/xxl
+#     diffjax train --config=configs/instruct_flan2022.py:xxl --workdir=/mnt/runs/flan2022_xxl
 #
 #   the options of queue.sh, bootstrap.sh and run.sh, and
 #   --poll=SECONDS    between two looks at the run (30)

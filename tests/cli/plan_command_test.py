@@ -31,7 +31,7 @@ def test_a_gpu_plan_in_tables_and_json(monkeypatch, capsys, tmp_path):
   plan = json.loads(file.read_text())
   assert plan["fits"]
   assert plan["parameters"] == pytest.approx(278e6, rel=0.01)
-  assert plan["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
+  assert plan["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
 def test_without_libtpu_a_tpu_is_planned_by_formula(monkeypatch, capsys):
@@ -58,7 +58,7 @@ def test_a_sampler_is_planned_by_the_evaluation_section(monkeypatch, capsys):
     ("--topology=v5p:3x3x3 --model=xlmr-base", "is no slice of v5p; nearest are"),
     ("--topology=v5e-8", "weights/xlm-roberta-base does not exist"),
     ("--topology=v5e-8 --model=xlmr-bas", "did you mean 'xlmr-base'?"),
-    ("--topology=v5e-8 --model=xlmr-base --config.mesh.fsdp=5", "needs 5 devices, there are 8"),
+    ("--topology=v5e-8 --model=xlmr-base --config.mesh.data=5", "needs 5 devices, there are 8"),
     ("--topology=v5e-8 --model=xlmr-base --hbm=-1", "--hbm=-1.0"),
     ("--topology=v5e-8 --model=xlmr-base --sampler --largest-batch", "--largest-batch is for"),
     ("--topology=v5e-8 --model=xlmr-base --answers=0", "--answers=0.0 is a share"),

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from diffjax.planning import hlo
+from diffjax.planning import buffers, costs, hlo
+from diffjax.planning.groups import members
 
 # In the spelling of a TPU's compiler: tiles, VMEM as S(1), trips by the condition, a gather in the
 # shade of two fusions, a sum of which each keeps a share.
@@ -106,23 +107,23 @@ SLICES = [0] * 8
 
 
 def test_trips_by_the_condition_from_the_start_in_its_paces():
-  (loop,) = hlo.Module(TPU).costs(slices=SLICES).loops
+  (loop,) = costs.count(hlo.Module(TPU), slices=SLICES).loops
   assert (loop.name, loop.trips, loop.is_known) == ("jit(step)/while", 3, True)  # 4, 6, 8
 
 
 def test_products_and_traffic_count_as_often_as_they_run():
-  costs = hlo.Module(TPU).costs(slices=SLICES)
-  assert costs.flops == 3 * 2 * (2 * 16 * 16 * 128)
+  found = costs.count(hlo.Module(TPU), slices=SLICES)
+  assert found.flops == 3 * 2 * (2 * 16 * 16 * 128)
   inside = 16 * 128 * 2 + 16 * 128 * 2  # x is fetched, its product put away: not the whole stack
   once = 64 * 128 * 4 + 2 * 8 * 128 * 2  # q; r for both fusions, in whole tiles of 8 rows
-  assert costs.hbm_bytes == pytest.approx(3 * inside + once, abs=3 * 16)  # and the counter
-  put_away = dict(costs.traffic)["models/layers.py:42"]
+  assert found.hbm_bytes == pytest.approx(3 * inside + once, abs=3 * 16)  # and the counter
+  put_away = dict(found.traffic)["models/layers.py:42"]
   assert put_away == pytest.approx(3 * 16 * 128 * 2, abs=3 * 4)
 
 
 def test_collectives_by_kind_and_group():
-  costs = hlo.Module(TPU).costs(slices=[0, 0, 0, 0, 1, 1, 1, 1])
-  scatter, gather = costs.collectives
+  found = costs.count(hlo.Module(TPU), slices=[0, 0, 0, 0, 1, 1, 1, 1])
+  scatter, gather = found.collectives
   assert (scatter.kind, scatter.group, scatter.slices) == ("reduce-scatter", 4, 1)
   assert scatter.bytes == 64 * 128 * 4 * 3 / 4
   assert (gather.kind, gather.group, gather.slices) == ("all-gather", 8, 2)
@@ -139,12 +140,12 @@ def test_sources_are_followed_to_a_line_of_ours():
 
 
 def test_the_largest_buffers_do_not_overlap():
-  buffers = hlo.largest_buffers(ASSIGNMENT, hlo.Module(TPU), count=5)
-  assert [(b.bytes, b.shape) for b in buffers] == [
+  found = buffers.largest(ASSIGNMENT, hlo.Module(TPU), count=5)
+  assert [(b.bytes, b.shape) for b in found] == [
     (16384, "bf16[4,16,128]"),
     (4096, "bf16[16,128]"),
   ]
-  assert buffers[0].source == "models/layers.py:42"
+  assert found[0].source == "models/layers.py:42"
 
 
 def test_bytes_are_of_whole_tiles_outside_other_memories():
@@ -169,7 +170,7 @@ def test_bytes_are_of_whole_tiles_outside_other_memories():
   ],
 )
 def test_every_spelling_of_groups(text, groups):
-  assert hlo._groups(text, 4) == groups
+  assert members(text, 4) == groups
 
 
 def test_products_of_convolutions_count_what_is_not_padding():
@@ -183,7 +184,7 @@ def test_products_of_convolutions_count_what_is_not_padding():
     "  %a = f32[4,8,32]{2,1,0} parameter(0)\n  %b = f32[4,16,32]{2,1,0} parameter(1)\n"
     f"  ROOT {line}\n}}\n"
   )
-  assert hlo.Module(text).costs(slices=[0]).flops == 2 * 4 * 8 * 16 * 32
+  assert costs.count(hlo.Module(text), slices=[0]).flops == 2 * 4 * 8 * 16 * 32
 
 
 def test_a_compiled_program_with_nested_loops_and_collectives():
@@ -203,15 +204,27 @@ def test_a_compiled_program_with_nested_loops_and_collectives():
     return jax.lax.while_loop(unfinished, lambda s: (s[0] + 1, s[1] @ w), (jnp.int32(0), x))[1]
 
   lowered = jax.jit(run).lower(jnp.zeros((8, width)), jnp.zeros((width, width)), jnp.int32(7))
-  costs = hlo.Module(lowered.compile().as_text()).costs(
-    unknown_trips=lambda name: 2.0, slices=SLICES
+  found = costs.count(
+    hlo.Module(lowered.compile().as_text()), unknown_trips=lambda name: 2.0, slices=SLICES
   )
   product = 2 * (8 // 2) * width * width
-  assert costs.flops == (outer * inner + 2) * product
-  (reduced,) = costs.collectives
+  assert found.flops == (outer * inner + 2) * product
+  (reduced,) = found.collectives
   assert (reduced.kind, reduced.group, reduced.count) == ("all-reduce", 4, outer)
   assert reduced.bytes == outer * 2 * (4 * width * 4) * 3 / 4
-  assert [loop.trips for loop in costs.loops if not loop.is_known] == [2.0]
+  assert [loop.trips for loop in found.loops if not loop.is_known] == [2.0]
+
+
+def test_what_slices_send_each_other_through_their_hosts():
+  text = (
+    "ENTRY %m (a: f32[1024]) -> f32[1024] {\n  ROOT %a = f32[1024]{0} parameter(0)\n"
+    "  %t = token[] after-all()\n"
+    "  %s = (f32[1024]{0}, u32[], token[]) send(%a, %t), channel_id=1, is_host_transfer=true, "
+    'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}\n}\n'
+  )
+  (sent,) = costs.count(hlo.Module(text), slices=[0, 0, 1, 1]).collectives
+  assert (sent.kind, sent.group, sent.slices) == ("all-reduce", 2, 2)
+  assert sent.bytes == 4096
 
 
 def test_of_branches_the_busiest_counts():
@@ -220,4 +233,4 @@ def test_of_branches_the_busiest_counts():
 
   shapes = jnp.zeros((4, 8)), jnp.zeros((8, 8)), jnp.array(True)
   text = jax.jit(step).lower(*shapes).compile().as_text()
-  assert hlo.Module(text).costs(slices=[0]).flops == 2 * (2 * 4 * 8 * 8)
+  assert costs.count(hlo.Module(text), slices=[0]).flops == 2 * (2 * 4 * 8 * 8)

@@ -7,7 +7,7 @@ from toy_experiment import subject
 
 from diffjax.planning import compilation, plan, topologies
 from diffjax.planning.compilation import Compiled, Memory
-from diffjax.planning.hlo import Collective, Costs, Loop
+from diffjax.planning.costs import Collective, Costs, Loop
 from diffjax.types import UserError
 
 GPUS, TPUS = topologies.parse("h100:8"), topologies.parse("v5e-8")
@@ -174,6 +174,9 @@ def test_a_refusal_is_read():
   first, second = found.buffers
   assert (first.bytes, first.shape) == (2 * GIB, "bf16[8,512,1024]")
   assert (first.source, second.source) == ("models/layers.py:120", "add")
+  short = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+  short += "temporaries (20.11G) exceeds available HBM (15.75G)."
+  assert compilation.refusal(short, seconds=0).needed == 20.11 * GIB
   assert compilation.refusal("RESOURCE_EXHAUSTED: what?", seconds=0).needed == 0
 
 

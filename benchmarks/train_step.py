@@ -223,7 +223,7 @@ def run_side(options: argparse.Namespace) -> dict[str, float]:
     more = {"scored": found.scored, "bytes_used": found.bytes_used}
     row = results(options, model_of(options), found.seconds, twins=1, **more)
     return row | {"ceiling": found.ceiling}
-  return measure(options, coupled=False) | {"ceiling": matmul_ceiling(options.dtype)} | peak()
+  return measure(options, coupled=False) | {"ceiling": matmul_ceiling(options.dtype)} | peak(options.dtype)
 
 
 def start_side(side: str, **environment: str) -> dict[str, float]:
@@ -249,10 +249,10 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
   }
 
 
-def peak() -> dict[str, float]:
-  """The device's published FLOP/s, where it is known and computes in bfloat16."""
+def peak(dtype: str) -> dict[str, float]:
+  """The device's published FLOP/s, which are of bfloat16; 0 in float32, or where it is unknown."""
   chip = chips.of_device(jax.devices()[0])
-  return {"peak": chip.device_flops if chip else 0.0}
+  return {"peak": chip.device_flops if chip and dtype == "bfloat16" else 0.0}
 
 
 def report(rows: dict[str, dict[str, float]]) -> None:
@@ -306,7 +306,7 @@ def main() -> None:
     print("each of the same steps: noise, network, loss, gradient, clipping, AdamW")
   else:
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.dtype}")
-    same = {"ceiling": matmul_ceiling(options.dtype)} | peak()
+    same = {"ceiling": matmul_ceiling(options.dtype)} | peak(options.dtype)
     kinds = {"single": False, "coupled": True}
     rows = {name: measure(options, coupled=coupled) | same for name, coupled in kinds.items()}
   report(rows)

@@ -1,5 +1,6 @@
 """The mesh, and one table that says how every array lies on it."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -148,8 +149,12 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def shards(mesh: Mesh) -> Shards | None:
-  """How activations lie on the mesh; None on one device, where nothing need be said."""
-  if mesh.size == 1:
+  """How activations lie on the mesh; None on one device, where nothing need be said.
+
+  One of another platform than this process runs on, as of a topology that is planned for, is said:
+  kernels are chosen by it.
+  """
+  if mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend():
     return None
   return Shards(mesh, BATCH_AXES, "sequence", "tensor", LOGICAL_AXES["vocabulary"])
 
@@ -203,9 +208,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     UserError: a leaf that no rule or more than one rule matches, or a dimension that does not
       divide over its mesh axis.
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: NamedSharding(mesh, _spec(_path_name(path), leaf.shape, mesh)), tree
-  )
+  found, form = jax.tree_util.tree_flatten_with_path(tree)
+  leaves = [(path := _path_name(keys), x.shape, _leaf_axes(path, x.shape)) for keys, x in found]
+  _check_sizes(leaves, mesh)
+  specs = [P(*(LOGICAL_AXES[name] for name in axes)) for _, _, axes in leaves]
+  return jax.tree.unflatten(form, [NamedSharding(mesh, spec) for spec in specs])
 
 
 def describe(tree: Any) -> list[str]:
@@ -291,21 +298,46 @@ def _mean_axes(axes: tuple[str, ...], count: int, part: str) -> tuple[str, ...]:
   return stack + (inside[:kept] if part == "rows" else inside[-kept:])
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-  if not shape:
-    return P()
-  names = logical_axes(path, len(shape))
-  axes = tuple(LOGICAL_AXES[name] for name in names)
-  for size, axis, name in zip(shape, axes, names, strict=True):
-    parts = math.prod(mesh.shape[part] for part in _names(axis))
-    if size % parts:
-      below = next(n for n in range(parts, 0, -1) if size % n == 0)
-      above = next((n for n in range(parts, size + 1) if size % n == 0), below)
-      raise UserError(
-        f"config.mesh.{' x '.join(_names(axis))} = {parts} does not divide {name} {size} of "
-        f"{path}; nearest that do are {sorted({below, above})}"
-      )
-  return P(*axes)
+def _leaf_axes(path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+  return logical_axes(path, len(shape)) if shape else ()
+
+
+def _check_sizes(
+  leaves: Sequence[tuple[str, tuple[int, ...], tuple[str, ...]]], mesh: Mesh
+) -> None:
+  """Raises UserError, with the nearest that all leaves allow, unless all divide over the mesh.
+
+  Args:
+    leaves: path, shape and logical axes of each.
+    mesh: as `make_mesh` makes it.
+  """
+  split: dict[tuple[int, tuple[str, ...]], tuple[str, str]] = {}  # the first of every size
+  for path, shape, axes in leaves:
+    for size, name in zip(shape, axes, strict=True):
+      split.setdefault((size, _names(LOGICAL_AXES[name])), (name, path))
+
+  def uneven(fsdp: int, tensor: int) -> list[tuple[int, tuple[str, ...]]]:
+    parts = {"fsdp": fsdp, "tensor": tensor}
+    return [(size, on) for size, on in split if size % math.prod(parts[axis] for axis in on)]
+
+  asked = mesh.shape["fsdp"], mesh.shape["tensor"]
+  if not (wrong := uneven(*asked)):
+    return
+  size, on = wrong[0]
+  name, path = split[size, on]
+  devices = mesh.size // mesh.shape["sequence"]  # data takes those that fsdp and tensor leave
+  divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+  legal = [
+    pair
+    for pair in itertools.product(divisors, divisors)
+    if devices % math.prod(pair) == 0 and not uneven(*pair)
+  ]
+  apart = lambda pair: sum(abs(math.log(n / m)) for n, m in zip(pair, asked, strict=True))
+  fsdp, tensor = min(legal, key=apart)
+  raise UserError(
+    f"config.mesh.{' x '.join(on)} = {math.prod(mesh.shape[axis] for axis in on)} does not divide "
+    f"{name} {size} of {path}; nearest that all parameters allow: fsdp = {fsdp}, tensor = {tensor}"
+  )
 
 
 def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:

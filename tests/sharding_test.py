@@ -11,11 +11,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from diffjax import sharding
-from diffjax.config import LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
-from diffjax.models import lora, transformer
+from diffjax.config import ComputeConfig, LoraConfig, MeshConfig, ModelConfig, OptimizerConfig
+from diffjax.models import attention, lora, transformer
 from diffjax.models.architectures import PRESETS
 from diffjax.training import optimizer, state
 from diffjax.types import UserError
+
+ONE = MeshConfig(data=1)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -72,8 +74,29 @@ def test_unknown_and_uneven_parameters_are_refused_by_name():
   ):
     sharding.shardings({"head": {"bias": shape(6)}}, mesh)
   heads = {"layers": {"attention": {"query": {"bias": shape(2, 6, 64)}}}}
-  with pytest.raises(UserError, match=r"tensor = 4 does not divide heads 6 .* \[3, 6\]"):
+  with pytest.raises(UserError, match=r"tensor = 4 does not divide heads 6 .* tensor = 2$"):
     sharding.shardings(heads, mesh)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "said", "nearest"),
+  [
+    ((1, 1, 8, 1), "tensor = 8 does not divide heads 12", {"fsdp": 1, "tensor": 4}),
+    ((1, 1, 6, 1), "fsdp x tensor = 6 does not divide vocabulary", {"fsdp": 1, "tensor": 2}),
+    ((1, 3, 2, 1), "fsdp x tensor = 6 does not divide vocabulary", {"fsdp": 1, "tensor": 2}),
+  ],
+)
+def test_a_mesh_that_is_named_as_the_nearest_is_legal_for_all_parameters(sizes, said, nearest):
+  def place(**axes):
+    devices = jax.devices()[: np.prod(sizes)]
+    return sharding.shardings(shapes, sharding.make_mesh(MeshConfig(data=-1, **axes), devices))
+
+  shapes = transformer.shapes(PRESETS["xlmr-base"])
+  _, fsdp, tensor, _ = sizes
+  with pytest.raises(UserError, match=said) as error:
+    place(fsdp=fsdp, tensor=tensor)
+  assert str(error.value).endswith(", ".join(f"{axis} = {n}" for axis, n in nearest.items()))
+  place(**nearest)
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_refused():
@@ -100,6 +123,15 @@ class FakeDevice:
   process_index: int = 0
   platform: str = "fake"
   device_kind: str = "fake"
+
+
+def test_one_device_that_is_not_here_decides_on_the_kernel():
+  config = PRESETS["xlmr-base"]
+  chosen = lambda *devices: attention.chosen(
+    config, ComputeConfig(), length=512, shards=sharding.shards(sharding.make_mesh(ONE, devices))
+  )
+  assert chosen(FakeDevice(0, 0, platform="tpu")) == "splash"
+  assert sharding.shards(sharding.make_mesh(ONE, jax.devices()[:1])) is None
 
 
 @pytest.mark.parametrize(

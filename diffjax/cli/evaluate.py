@@ -110,13 +110,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
   together = hosts.several() and not arguments.share
   speaks = hosts.is_first() or not together
   out = evaluation_work.directory_of(arguments)
-  model = models.load(models.resolve(arguments.model))
+  model = models.load(
+    models.resolve(arguments.model), **decoding.placement(arguments, local=True)
+  )
   tables.warn_of_openness(model)
   work = evaluation_work.plan(arguments, Sampler(model))
   card = record.describe(model, arguments.model)
   for job, way in work[1:]:  # rather told now than after the hours that the first takes
     runner.lay_out(job, way)
-  for job, way in work:
+  for number, (job, way) in enumerate(work, 1):
     if speaks:
       print(tables.announcement(job))
     answer = functools.partial(
@@ -126,7 +128,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     result = answer(share=share, progress=label if speaks else "")
     if together:
-      hosts.barrier(f"{job.task} is answered", _PATIENCE + 2 * (time.monotonic() - began))
+      hosts.barrier(f"task {number} is answered", _PATIENCE + 2 * (time.monotonic() - began))
       result = answer() if hosts.is_first() else None  # there is nothing left to answer
     if result is not None:
       record.save(out, result, model=card, command=shlex.join(["diffjax", *sys.argv[1:]]))

@@ -167,8 +167,9 @@ def _choose(
   dropped: bool,
   opened: bool,
 ) -> str:
+  obstacle = lambda name: _OBSTACLES[name](device, length, local_length, width, dtype, opened)
   if kernel in _OBSTACLES:
-    reason = _DROPPED if dropped else _OBSTACLES[kernel](device, length, width, dtype, opened)
+    reason = _DROPPED if dropped else obstacle(kernel)
     if reason:
       raise UserError(f"{_FIELD} = {kernel!r} {reason}, or take 'auto' or 'xla'")
     return kernel
@@ -176,8 +177,8 @@ def _choose(
     return "written out"
   if kernel == "auto":
     worthwhile = {"splash": device.platform == "tpu" and length >= SPLASH_LENGTH, "cudnn": True}
-    for name, obstacle in _OBSTACLES.items():
-      if worthwhile[name] and not obstacle(device, length, width, dtype, opened):
+    for name in _OBSTACLES:
+      if worthwhile[name] and not obstacle(name):
         return name
   return "chunked xla" if local_length * length > CHUNKED_PAIRS else "xla"
 
@@ -187,8 +188,10 @@ _DROPPED = (
 )
 
 
-def _splash_obstacle(device: Any, length: int, width: int, dtype: jnp.dtype, opened: bool) -> str:
-  del length, dtype
+def _splash_obstacle(
+  device: Any, length: int, local_length: int, width: int, dtype: jnp.dtype, opened: bool
+) -> str:
+  del length, local_length, dtype
   if device.platform not in ("tpu", "cpu"):
     return f"is a kernel for TPUs, here is {device.platform}: set it to 'cudnn'"
   if opened:
@@ -198,7 +201,9 @@ def _splash_obstacle(device: Any, length: int, width: int, dtype: jnp.dtype, ope
   return ""
 
 
-def _cudnn_obstacle(device: Any, length: int, width: int, dtype: jnp.dtype, opened: bool) -> str:
+def _cudnn_obstacle(
+  device: Any, length: int, local_length: int, width: int, dtype: jnp.dtype, opened: bool
+) -> str:
   del opened  # a mask says it
   capability = str(getattr(device, "compute_capability", "")).split(".")
   if not capability[0].isdigit():
@@ -210,8 +215,13 @@ def _cudnn_obstacle(device: Any, length: int, width: int, dtype: jnp.dtype, open
   widest = 256 if int(capability[0]) >= 9 else 128
   if width % 8 or width > widest:
     return f"needs heads of a multiple of 8 up to {widest}, not {width}: set model.head_size"
-  if length % 2 or length * length > MASK_PAIRS:
-    return f"needs an even number of positions up to 8192, not {length}: change the row's length"
+  if length * length > MASK_PAIRS:
+    return f"needs rows of at most 8192 positions, not {length}: change the row's length"
+  if local_length % 2:  # then the whole row's is even too
+    return (
+      f"needs an even number of positions on every device, not {local_length} of {length}: change "
+      f"the row's length"
+    )
   return ""
 
 
@@ -234,7 +244,8 @@ def _mix_shards(
   _check_heads(query.shape[2], "heads", shards)
   _check_heads(key.shape[2], "key heads", shards)
   rows, heads = shards.rows, shards.heads
-  positions = None if cached else shards.sequence  # a cache lies whole, and the queries are few
+  # A cache lies whole, and its queries are few.
+  positions = None if cached or _parts(shards) == 1 else shards.sequence
   if positions:
     check_length(query.shape[1], shards)
   split = P(rows, positions, heads)

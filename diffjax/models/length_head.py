@@ -3,20 +3,23 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from diffjax.config import ModelConfig
+from diffjax.config import LoraConfig, ModelConfig
 from diffjax.models.layers import Attention, Context, FeedForward, Norm, Project
-from diffjax.types import Array, Layout
+from diffjax.types import Array, Layout, Shards
 
 
 class LengthHead(nn.Module):
   """One post-norm block with ReLU, the mean over the real positions, and a classifier.
 
   logits = W_classes tanh(W_hidden mean_l block(hidden)_l + b) + b'. The block has the trunk's
-  width, heads and inner width, and otherwise its own plain form, whatever the trunk's is.
+  width, heads and inner width, and otherwise its own plain form, whatever the trunk's is; its
+  kernel and its place on a mesh are the trunk's.
   """
 
   config: ModelConfig
   dtype: jnp.dtype
+  kernel: str = "xla"
+  shards: Shards | None = None
 
   @nn.compact
   def __call__(self, hidden: Array, layout: Layout) -> Array:
@@ -28,7 +31,10 @@ class LengthHead(nn.Module):
     # The block sees all of the row, also over a causal trunk.
     context = Context(Layout(layout.segments, layout.positions, jnp.zeros_like(layout.order)))
     norm = lambda name: Norm("layer", plain.norm_epsilon, self.dtype, name=name)
-    y, _ = Attention(plain, self.dtype, name="attention")(hidden, 0, context)
+    attention = Attention(
+      plain, self.dtype, LoraConfig(), self.kernel, self.shards, name="attention"
+    )
+    y, _ = attention(hidden, 0, context)
     x = norm("attention_norm")(hidden + y)
     x = norm("ffn_norm")(x + FeedForward(plain, self.dtype, name="ffn")(x, 0, context))
     real = (layout.segments > 0).astype(jnp.float32)[..., None]  # [B, L, 1]

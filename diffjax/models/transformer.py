@@ -93,7 +93,7 @@ class Transformer(nn.Module):
       self.final_norm = Norm(config.norm_kind, config.norm_epsilon, dtype)
     self.head = VocabularyHead(config, dtype)
     if config.length_classes:
-      self.length_head = LengthHead(config, dtype)
+      self.length_head = LengthHead(config, dtype, self.compute.attention, self.shards)
 
   def trunk(
     self,

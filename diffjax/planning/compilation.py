@@ -132,6 +132,9 @@ def compile_ahead(
       finally:
         worker.kill()
         worker.wait()
+    known = any((room / name).exists() for name in (_MISTAKE, _REFUSAL))
+    if to_the_end and worker.returncode and not known:
+      raise _failure(room)
     return read(room, request, seconds=time.monotonic() - began)
 
 
@@ -151,12 +154,7 @@ def read(room: Path, request: Request, *, seconds: float) -> Compiled:
   if not _is_written(room):
     if (room / _REFUSAL).exists():
       return refusal((room / _REFUSAL).read_text(), seconds=seconds)
-    words = (room / _LOG).read_text()
-    if "lockfile" in words:
-      raise UserError(
-        "another process has loaded libtpu, which runs once at a time on a machine; wait for it"
-      )
-    raise RuntimeError(f"the compiler failed: {words[-2000:]}")
+    raise _failure(room)
   program, assignment = ((room / _DUMP / _name(room, part)).read_text() for part in _PARTS)
   planned = subject(
     config_from_dict(request.config), preset=request.preset, answers=request.answers
@@ -175,6 +173,15 @@ def read(room: Path, request: Request, *, seconds: float) -> Compiled:
     buffers=tuple(buffers.largest(assignment, module, count=_BUFFERS)),
     seconds=seconds,
   )
+
+
+def _failure(room: Path) -> Exception:
+  words = (room / _LOG).read_text()
+  if "lockfile" in words:
+    return UserError(
+      "another process has loaded libtpu, which runs once at a time on a machine; wait for it"
+    )
+  return RuntimeError(f"the compiler failed: {words[-2000:]}")
 
 
 def _name(room: Path, part: str) -> str:

@@ -19,7 +19,7 @@ from diffjax.sampling import layout, programs
 from diffjax.sampling.layout import Request, Rows, Scored, Shape
 from diffjax.sampling.results import Generation, Score, Step
 from diffjax.sampling.settings import Settings
-from diffjax.types import Array, Params
+from diffjax.types import Array, Params, UserError
 
 Sides = tuple[Request, ...]  # a request; under guidance also the one without its prompt
 
@@ -42,7 +42,8 @@ class Decoder:
   """The compiled programs of a model, and what runs them; several threads may share it.
 
   Batches with a row for every local device are split over all of them; where the model lies on a
-  mesh, all batches over that.
+  mesh, all batches over that. Threads of several processes would not meet in the same order: there
+  one does.
   """
 
   def __init__(self, model: Model):
@@ -153,7 +154,16 @@ class Decoder:
     return results
 
   def stream(self, request: Sides, how: Run) -> Iterator[Step]:
-    """Every step of one request that could change it, as the compiled program decides it."""
+    """Every step of one request that could change it, as the compiled program decides it.
+
+    Raises UserError where the model lies over several processes: one alone is called back.
+    """
+    mesh = programs.mesh_of(how.params)
+    if mesh is not None and mesh.is_multi_process:
+      raise UserError(
+        "a stream is of one process and this model lies over several; use generate, with "
+        "return_trace=True for its steps"
+      )
     steps: queue.SimpleQueue = queue.SimpleQueue()
     with self._lock:
       watcher = max(self._watchers, default=0) + 1

@@ -46,9 +46,8 @@ class Sampler:
 
   Batches with a row for every local device are split over all of them; a number of devices counts
   as part of the shape. A model that lies on a mesh is computed on all of it, its rows split over
-  data, fsdp and sequence; where that spans processes, all of them make the same calls.
-
-  May be used from several threads at once.
+  data, fsdp and sequence. Where that spans processes, all of them make the same calls in the same
+  order, each from one thread, and nothing streams. Otherwise several threads may use it at once.
   """
 
   def __init__(self, model: models.Model):
@@ -238,7 +237,8 @@ class Sampler:
       prompt, lengths, preset, seed, **changes: as in `generate`; one candidate only.
 
     Raises:
-      UserError: as `generate`, or for settings with several candidates. Raised at the first step.
+      UserError: as `generate`, or for settings with several candidates, or a model that lies over
+        several processes. Raised at the first step.
     """
     settings = self.settings(preset, **changes)
     self._check_beam(changes, given=lengths is not None)

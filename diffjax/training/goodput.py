@@ -39,32 +39,47 @@ class Compiling(Protocol):
   count: int
 
 
+class _Stay(NamedTuple):
+  """In a bucket, since it was entered."""
+
+  bucket: str
+  since: float
+  compiled: float  # seconds of compiling until then
+  spent: Mapping[str, float]  # by bucket until then
+
+  def spread(self, now: float, compiled: float) -> dict[str, float]:
+    """Seconds by bucket until `now`, when so many went into compiling."""
+    spent, took = dict(self.spent), now - self.since
+    compiling = min(max(compiled - self.compiled, 0.0), took)
+    for bucket, seconds in (("compile", compiling), (self.bucket, took - compiling)):
+      spent[bucket] = spent.get(bucket, 0.0) + seconds
+    return spent
+
+
 class Clock:
   """Puts every second since it was made into the bucket of that time; what compiled, in its own."""
 
   def __init__(self, compiles: Compiling):
     """Starts in the bucket `init`."""
     self.started = time.time()
-    self.bucket = "init"
-    self.since = time.monotonic()  # when the bucket was entered
-    self._begin = self.since
     self.programs: dict[str, int] = {}  # compiled in each bucket, the present one left out
-    self._compiles, self._compiled, self._counted = compiles, compiles.seconds, compiles.count
-    self._spent: dict[str, float] = {}
+    self._compiles, self._counted = compiles, compiles.count
+    self._begin = time.monotonic()
+    self._now = _Stay("init", self._begin, compiles.seconds, {})
 
   def enter(self, bucket: str) -> None:
     """From now on time belongs to `bucket`."""
-    now = time.monotonic()
-    self._spent = self._spread(now)
     made = self._compiles.count - self._counted
-    self.programs[self.bucket] = self.programs.get(self.bucket, 0) + made
-    self._compiled, self._counted = self._compiles.seconds, self._compiles.count
-    self.bucket, self.since = bucket, now
+    self.programs[self._now.bucket] = self.programs.get(self._now.bucket, 0) + made
+    self._counted += made
+    now, compiled = time.monotonic(), self._compiles.seconds
+    # Replaced at once: another thread that asks sees the one stay or the other.
+    self._now = _Stay(bucket, now, compiled, self._now.spread(now, compiled))
 
   @contextlib.contextmanager
   def inside(self, bucket: str) -> Iterator[None]:
     """Time inside belongs to `bucket`, and afterwards to the one before."""
-    before = self.bucket
+    before = self._now.bucket
     self.enter(bucket)
     try:
       yield
@@ -73,19 +88,18 @@ class Clock:
 
   def spent(self) -> dict[str, float]:
     """Seconds by bucket until now. Other threads may ask."""
-    return self._spread(time.monotonic())
+    return self._now.spread(time.monotonic(), self._compiles.seconds)
+
+  @property
+  def phase(self) -> tuple[str, float]:
+    """The present bucket, and the seconds since it was entered. Other threads may ask."""
+    stay = self._now
+    return stay.bucket, time.monotonic() - stay.since
 
   @property
   def seconds(self) -> float:
     """Since the clock was made."""
     return time.monotonic() - self._begin
-
-  def _spread(self, now: float) -> dict[str, float]:
-    spent, took = dict(self._spent), now - self.since
-    compiled = min(max(self._compiles.seconds - self._compiled, 0.0), took)
-    for bucket, seconds in (("compile", compiled), (self.bucket, took - compiled)):
-      spent[bucket] = spent.get(bucket, 0.0) + seconds
-    return spent
 
 
 class Life(NamedTuple):

@@ -1,5 +1,6 @@
 """A few steps in the profiler: those of the config, and more when WORKDIR/profile is touched."""
 
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import jax
 
 REQUEST = "profile"  # the file in the workdir that asks for it
 FOLDER = "profiles"
+_ASK_SECONDS = 5.0  # between two looks for it: the workdir may be far away
 
 
 class Report(Protocol):
@@ -41,6 +43,7 @@ class Profiler:
     self._first = max(first, start + 2) if first > start else 0
     self._folder: Path | None = None  # of the window that is open
     self._begin = 0
+    self._looked = -_ASK_SECONDS  # when, by the clock that does not jump
     self._leads = jax.process_index() == 0
 
   def __enter__(self) -> "Profiler":
@@ -71,9 +74,14 @@ class Profiler:
           jax.profiler.start_trace(str(self._folder))
 
   def _asked(self) -> bool:
+    now = time.monotonic()
+    if now - self._looked < _ASK_SECONDS:
+      return False
+    self._looked = now
     request = self._workdir / REQUEST
     found = request.exists()
-    request.unlink(missing_ok=True)
+    if found:
+      request.unlink(missing_ok=True)
     return found
 
   def _close(self, last: int | None) -> None:

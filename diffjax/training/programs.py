@@ -6,13 +6,15 @@ devices that are not there (diffjax/planning/).
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters import partial_eval
+from jax.sharding import Mesh, NamedSharding
 
 from diffjax import model as models
 from diffjax import sharding
@@ -49,11 +51,15 @@ def build(
     mesh: as sharding.make_mesh makes it.
 
   Raises:
-    UserError: a parameter, or the length of a row, does not divide over the mesh.
+    UserError: a parameter, or the length of a row, does not divide over the mesh; the attention
+      kernel asked for cannot compute it.
   """
   alone, shards = config.length.alone, sharding.shards(mesh)
   for row_length in config.data.lengths:
-    attention.check_length(row_length, shards)
+    attention.chosen(  # refuses what cannot be
+      model.config, config.compute, length=row_length, shards=shards, training=True,
+      opened=annealing is not None,
+    )  # fmt: skip
   bind = functools.partial(
     transformer.bind,
     config=model.config,
@@ -132,16 +138,17 @@ def count(shapes: Params) -> int:
 def describe(program: Program, batch: Batch) -> str:
   """How the state, a batch and what is computed of it lie on the mesh, one array a line.
 
-  Activations are those that the traced validation step places: at a sharding constraint, or where
-  they go into (<-) and come out of (->) a function that every device runs on its own shards.
+  Activations are those that the traced training step places, with their gradients: at a sharding
+  constraint, or where they go into (<-) and come out of (->) a function that every device runs on
+  its own shards, of which the largest array on the way is told, too.
 
   Args:
     program: as `build` makes it.
     batch: ShapeDtypeStructs.
   """
-  number = jax.ShapeDtypeStruct((), jnp.int32)
-  step = jax.make_jaxpr(program.validation_step)
-  placed = _placements(step(program.state.params, program.frozen, batch, number, None).jaxpr)
+  jaxpr = jax.make_jaxpr(program.train_step)(program.state, program.frozen, batch).jaxpr
+  # Without what no result needs: XLA drops it, too.
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)
   replicated = sharding.replicated_over_fsdp(program.state)
   mesh = program.rows.mesh
   return "\n".join([
@@ -159,35 +166,55 @@ def describe(program: Program, batch: Batch) -> str:
     ),
     "",
     "activations",
-    *dict.fromkeys(
-      f"{where}  {sharding.describe_array(array, NamedSharding(mesh, spec))}"
-      for where, array, spec in placed
-    ),
+    *dict.fromkeys(_placements(jaxpr, mesh)),
   ]) + "\n"  # fmt: skip
 
 
-def _placements(jaxpr: Jaxpr) -> Iterator[tuple[str, Any, PartitionSpec]]:
-  """(where, shape and dtype, spec) of every activation that a traced function places."""
-  is_jaxpr = lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
+def _placements(jaxpr: Jaxpr, mesh: Mesh, *, is_backward: bool = False) -> Iterator[str]:
+  """A line for every activation that a traced function places."""
+  lies = lambda array, spec: sharding.describe_array(array, NamedSharding(mesh, spec))
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
-    where = str(equation.source_info.name_stack).removeprefix("Transformer.")
+    stack = str(equation.source_info.name_stack)
+    where = re.sub(r"transpose\(|jvp\(|rematted_computation|Transformer\.|\)", "", stack).strip("/")
+    backward = is_backward or "transpose" in stack
+    label = ("backward " if backward else "") + (where or "gradient")
     if name == "sharding_constraint":
-      yield where, equation.outvars[0].aval, params["sharding"].spec
+      yield f"{label}  {lies(equation.outvars[0].aval, params['sharding'].spec)}"
     elif name == "shard_map":
-      where = where or params["jaxpr"].debug_info.func_name
-      ends = (
-        (f"{where} <-", equation.invars, params["in_specs"]),
-        (f"{where} ->", equation.outvars, params["out_specs"]),
-      )
-      for end, variables, specs in ends:
+      label = label if where else params["jaxpr"].debug_info.func_name
+      for end, variables, specs in (
+        ("<-", equation.invars, params["in_specs"]),
+        ("->", equation.outvars, params["out_specs"]),
+      ):
         for variable, spec in zip(variables, specs, strict=True):
-          if jnp.issubdtype(variable.aval.dtype, jnp.floating):
-            yield end, variable.aval, spec
+          if _is_floating(variable.aval):
+            yield f"{label} {end}  {lies(variable.aval, spec)}"
+      inside = filter(_is_floating, _made(params["jaxpr"]))
+      if largest := max(inside, key=lambda array: array.size * array.dtype.itemsize, default=None):
+        yield f"{label} largest  {largest.str_short()}  {largest.size * largest.dtype.itemsize:,}"
     else:
-      inner = jax.tree.leaves(list(params.values()), is_leaf=is_jaxpr)
-      for part in filter(is_jaxpr, inner):
-        yield from _placements(getattr(part, "jaxpr", part))
+      for part in _parts(equation):
+        yield from _placements(part, mesh, is_backward=backward)
+
+
+def _made(jaxpr: Jaxpr) -> Iterator[Any]:
+  """Shape and dtype of every array that a traced function makes."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval for variable in equation.outvars)
+    for part in _parts(equation):
+      yield from _made(part)
+
+
+def _parts(equation: JaxprEqn) -> Iterator[Jaxpr]:
+  """The traced functions that an equation calls."""
+  is_jaxpr = lambda x: isinstance(x, Jaxpr | ClosedJaxpr)
+  for part in filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)):
+    yield getattr(part, "jaxpr", part)
+
+
+def _is_floating(array: Any) -> bool:
+  return jnp.issubdtype(getattr(array, "dtype", int), jnp.floating)
 
 
 def _with_layout(shapes: Any, placed: Any) -> Any:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
@@ -121,7 +122,9 @@ class Reporter:
     """
     self._model = model
     chip = chips.of_device(mesh.devices.flat[0])
-    self._peak = mesh.size * chip.device_flops if chip else None
+    # Of bfloat16 products, and no measure of others.
+    known = chip and self._config.compute.dtype == "bfloat16"
+    self._peak = mesh.size * chip.device_flops if known else None
     devices = chip.devices if chip else 1
     self._meter = metrics.Meter(chips=max(1, mesh.size // devices), peak=self._peak)
     lines = console.opening(
@@ -222,7 +225,8 @@ class Reporter:
       self._model.config,
       tokens=twins * tokens,
       pairs=twins * pairs,
-      scored=float(updates.sums.scored.sum()),
+      # In NumPy: a sum by JAX is one more program, which waits for the step under way.
+      scored=float(np.asarray(updates.sums.scored).sum()),
       lora=self._config.lora,
     )
 
@@ -283,7 +287,7 @@ class Reporter:
 
   def _give_signs_of_life(self) -> None:
     while not self._left.wait(_PULSE):
-      phase, took = self._clock.bucket, time.monotonic() - self._clock.since
+      phase, took = self._clock.phase
       if phase in _PHASES and took >= _PULSE:
         self.say(f"still {_PHASES[phase]}, {took:.0f} s")
       self._beat()

@@ -63,7 +63,7 @@ def command(model, tmp_path, monkeypatch):
   )
   (run / models.CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config)))
   found = models.Checkpoint(run, 3, {})
-  monkeypatch.setattr(models, "load", lambda directory: model)
+  monkeypatch.setattr(models, "load", lambda directory, **how: model)
   monkeypatch.setattr(models, "checkpoint_of", lambda directory: found)
 
   def execute(*words):
@@ -212,7 +212,7 @@ def without_letters(command, model, monkeypatch):
       return [3 if 65 <= id_ - 3 < 91 else id_ for id_ in super().encode(text)]
 
   changed = dataclasses.replace(model, tokenizer=Tokenizer())
-  monkeypatch.setattr(models, "load", lambda directory: changed)
+  monkeypatch.setattr(models, "load", lambda directory, **how: changed)
   return command
 
 

@@ -166,17 +166,42 @@ import conftest
 import numpy as np
 import vocabulary_shards_test as test
 
-# Rows are shards; of chunks of one position each has as many busy ones as its number says.
-cases = {(1, 8, 1, 1): (1, 2, 3, 4, 0, 0, 1, 4), (2, 4, 1, 1): (0, 1, 2, 0, 3, 0, 4, 1)}
-for sizes, counts in cases.items():
-  scored = test.by_row(*counts)
-  have = test.streamed(sizes, chunk=1)(*test.arguments(scored))
-  test.assert_close(have, test.streamed(None)(*test.arguments(scored)))
+for sizes, *cases in test.VISITS:
+  for visits in cases:
+    arguments = test.arguments(test.by_visits(sizes, visits))
+    have = test.streamed(sizes, chunk=1)(*arguments)
+    test.assert_close(have, test.streamed(None)(*arguments))
+sizes, visits = (2, 2, 2, 1), (4, 1)
+for kind in ("argmax", "sampled"):
+  test.check_predictions(sizes, test.VOCABULARY, kind, test.by_visits(sizes, visits), chunk=1)
 print("done")
 """
+# Meshes, and how often every group of shards that share a table visits it: one has nothing to
+# wait for, or more to do than the next, and in each group the last shards have nothing.
+VISITS = [
+  ((1, 8, 1, 1), (4,), (3,)),
+  ((2, 2, 2, 1), (1, 4), (3, 0)),
+  ((2, 2, 1, 2), (1, 2, 3, 4), (0, 4, 0, 1)),
+  ((1, 2, 2, 2), (0, 3), (2, 1)),
+]
 
 
-def test_shards_with_one_to_four_busy_chunks_and_with_none_wait_for_nobody():
+def by_visits(sizes, visits):
+  """bool[ROWS, LENGTH]: with chunks of one position, each group visits so often, none in full."""
+  data, fsdp, tensor, sequence = sizes
+  parts = fsdp * tensor
+  axes = vocabulary._Axes(parts=parts, sharing=fsdp)
+  own = ROWS * LENGTH // (data * fsdp * sequence)
+  size = vocabulary._visit_size(1, own, np.zeros((VOCABULARY // parts, WIDTH)), axes)
+  counts = np.maximum(0, size * np.asarray(visits) - 1)
+  assert size > 1
+  assert (counts <= own * fsdp).all()
+  scored = np.arange(own * fsdp) < counts[:, None]
+  scored = scored.reshape(data, sequence, ROWS // data, LENGTH // sequence)
+  return scored.swapaxes(1, 2).reshape(ROWS, LENGTH)
+
+
+def test_groups_that_visit_their_table_up_to_four_times_or_never_wait_for_nobody():
   here = os.path.dirname(__file__)
   paths = [here, os.path.dirname(here), *sys.path]
   environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -194,14 +219,14 @@ DRAWS = {
 }
 
 
-def predict(sizes, rows, draw, hidden, wanted):
+def predict(sizes, rows, draw, hidden, wanted, chunk=4):
   head, shards = make_head(rows), shards_of(sizes) if sizes else None
   keys = jax.random.split(jax.random.key(3, impl=GENERATOR), (ROWS, LENGTH))
   head = head._replace(transform=lambda params, hidden: hidden * 0.5)
 
   def run(table, hidden, wanted, draw, keys):
     return vocabulary.predict(
-      head._replace(table=table), hidden, chunk=4, draw=draw, needs=NEEDS, wanted=wanted,
+      head._replace(table=table), hidden, chunk=chunk, draw=draw, needs=NEEDS, wanted=wanted,
       shards=shards, keys=keys if draw.sampled else None,
     )  # fmt: skip
 
@@ -231,10 +256,13 @@ def on_one_device(rows, kind):
   ("sizes", "rows"), [((2, 2, 2, 1), VOCABULARY), ((1, 8, 1, 1), LARGE)], ids=["one tile", "three"]
 )
 def test_predictions_equal_those_of_one_device(sizes, rows, kind):
+  check_predictions(sizes, rows, kind, SCORED[0])
+
+
+def check_predictions(sizes, rows, kind, wanted, **options):
   hidden, *_ = make_data(SCORED[0])
   want = on_one_device(rows, kind)
-  wanted = SCORED[0]
-  have = predict(sizes, rows, DRAWS[kind], 2 * hidden, wanted)
+  have = predict(sizes, rows, DRAWS[kind], 2 * hidden, wanted, **options)
   assert (have.tokens[~wanted] == 0).all()  # not visited
   np.testing.assert_array_equal(have.tokens[wanted], want.tokens[wanted])
   of_wanted = lambda prediction: [x[wanted] for x in prediction[1:]]

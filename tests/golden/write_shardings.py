@@ -1,7 +1,7 @@
 """Writes how every array of three presets lies on a mesh: python tests/golden/write_shardings.py.
 
-tests/golden/shardings_*.txt are compared with this by tests/training/shardings_test.py. The devices
-of the meshes need not be there.
+tests/golden/shardings_*.txt are compared with this by tests/sharding_test.py. The devices of the
+meshes need not be there.
 """
 
 import dataclasses
@@ -59,7 +59,6 @@ def table(preset: str) -> str:
     programs.describe(program, batch),
     "what the weights' shards imply",
     f"inner  {lies((rows, LENGTH, model.ffn_width), 'bfloat16', inner)}",
-    f"logits of a chunk  {lies((CHUNK, model.table_rows), 'float32', P(None, placed.vocabulary))}",
     "",
   ])  # fmt: skip
 

@@ -194,6 +194,17 @@ def test_positions_rows_and_heads_split_over_a_mesh_change_nothing(axes, kernel,
     assert_equal_to_the_twin(run, arrays, layouts, local=local, kernel=kernel, tolerance=3e-6)
 
 
+def test_keys_are_gathered_only_where_positions_are_split():
+  layouts, arrays = patterns(64), draw(ROWS, 64)
+
+  def gathers(**axes) -> bool:
+    run = runner("xla", 0, mesh_shards(**axes))
+    return "all_gather" in str(jax.make_jaxpr(run)(arrays, layouts, False))
+
+  assert gathers(sequence=2, fsdp=4)
+  assert not gathers(fsdp=4, tensor=2)
+
+
 MODEL = ModelConfig(
   vocab_size=41, width=16, layers=3, heads=4, kv_heads=2, head_size=8, ffn_width=24,
   max_positions=64, norm="pre", positions="rotary", window=6, global_every=2,
@@ -251,10 +262,21 @@ def test_rows_of_32k_positions_fit_with_their_gradient(kernel):
   temporary = compiled.memory_analysis().temp_size_in_bytes
   scores = (length // 8) * length * 4  # bytes on one device, of which the
   assert temporary < scores / 2  # gradient, unfused as here, would hold a dozen
-  if kernel == "auto":  # the interpreter takes hours
-    value, slopes = compiled(transformer.init(jax.random.key(0), config), segments)
-    assert np.isfinite(value)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
+@pytest.mark.slow
+def test_some_queries_of_32k_positions_equal_the_twin():
+  length, some = 32768, np.asarray([3, 4095, 4096, 13_107, 20_000, 29_490, 32_767])
+  packed = jax.tree.map(lambda x: x[5:6], patterns(length))  # in blocks
+  query, key, value, upstream = draw(1, length, heads=1, key_heads=1)
+  counts = np.isin(np.arange(length), some)[None, :, None, None]
+  arrays = (query, key, value, upstream * counts)  # gradients are of these queries alone
+  got = runner("auto", WINDOW, mesh_shards(sequence=8))(arrays, packed, False)
+  got[:2] = [x[:, some] for x in got[:2]]
+  asking = jax.tree.map(lambda x: x[:, some], packed[0])
+  want = twin(query[:, some], key, value, upstream[:, some], visible(asking, packed[1], False))
+  for g, w in zip(got, want, strict=True):
+    np.testing.assert_allclose(np.asarray(g, np.float64), w, rtol=0, atol=1e-5 * abs(w).max())
 
 
 TPU = types.SimpleNamespace(platform="tpu")
@@ -288,6 +310,8 @@ def test_auto_takes_what_suits_the_device_and_the_length():
     (HOPPER, dict(opened=True), "cudnn"),
     (HOPPER, dict(dtype=float32), "xla"),
     (HOPPER, dict(length=511, local_length=511), "xla"),
+    (HOPPER, dict(length=514, local_length=257), "xla"),
+    (HOPPER, dict(length=516, local_length=258), "cudnn"),
     (HOPPER, dict(width=320), "xla"),
     (HOPPER, long, "chunked xla"),
     (VOLTA, {}, "xla"),
@@ -304,7 +328,8 @@ def test_auto_takes_what_suits_the_device_and_the_length():
     ("cudnn", VOLTA, {}, "8.0, this GPU has 7.0"),
     ("cudnn", HOPPER, dict(dtype=jnp.dtype("float32")), "set compute.dtype = 'bfloat16'"),
     ("cudnn", HOPPER, dict(width=12), "model.head_size"),
-    ("cudnn", HOPPER, dict(length=511), "even number of positions"),
+    ("cudnn", HOPPER, dict(length=514, local_length=257), "even number of .* not 257 of 514"),
+    ("cudnn", HOPPER, dict(length=8194), "at most 8192"),
     ("cudnn", HOPPER, dict(dropped=True), "model.attention_dropout = 0"),
     ("splash", TPU, dict(dropped=True), "model.attention_dropout = 0"),
     ("splash", TPU, dict(opened=True), "adaptation.anneal_steps = 0"),

@@ -1,5 +1,6 @@
 """The length head against PyTorch's own encoder layer, and what it may not see."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.config import ComputeConfig, Contract, ModelConfig
+from diffjax import sharding
+from diffjax.config import ComputeConfig, Contract, MeshConfig, ModelConfig
 from diffjax.models import transformer
 from diffjax.models.length_head import LengthHead
 
@@ -126,3 +128,16 @@ def test_padding_changes_nothing():
   tokens = np.random.default_rng(1).integers(3, 40, SEGMENTS.shape)
   other = np.where(SEGMENTS > 0, tokens, 7)
   np.testing.assert_allclose(run(params, other, SEGMENTS), run(params, tokens, SEGMENTS), atol=1e-5)
+
+
+def test_the_block_has_the_trunks_kernel_and_its_place_on_a_mesh():
+  config = dataclasses.replace(CONFIG, heads=2, head_size=8)
+  shards = sharding.shards(sharding.make_mesh(MeshConfig(data=1, fsdp=4, sequence=2)))
+  segments = jnp.ones((4, 8), jnp.int32)
+  run = lambda params: transformer.length_logits(
+    params, segments, segments, config=config, contract=CONTRACT, shards=shards,
+    compute=ComputeConfig(attention="splash"),
+  )  # fmt: skip
+  text = str(jax.make_jaxpr(run)(transformer.shapes(config)))
+  assert text.count("pallas_call[") == 2
+  assert text.count("all_gather_dimension=1") == 2 * 2  # keys and values, of the trunk and of it

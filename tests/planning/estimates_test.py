@@ -13,12 +13,10 @@ EIGHT = topologies.parse("v5e-8")
 
 @functools.cache
 def compiled_toy():
-  """The toy step on eight devices, two of them along data and two along tensor."""
+  """The toy step on eight devices."""
   # Without noise, whose random bits are most of what there is to compile.
   plain = dict(process="next_token", attention="causal", coupled=False, weight="constant")
-  planned = subject(
-    mesh=dict(data=2, fsdp=2, tensor=2), compute=dict(remat="full"), diffusion=plain
-  )
+  planned = subject(mesh=dict(data=2, fsdp=4), compute=dict(remat="full"), diffusion=plain)
   mesh = sharding.make_mesh(planned.config.mesh)
   program, inputs = estimates.abstract(planned, mesh)
   compiled = program.train_step.lower(program.state, program.frozen, inputs).compile()

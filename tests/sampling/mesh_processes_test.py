@@ -30,6 +30,7 @@ from mesh_test import WIDE, on_mesh
 
 from diffjax.config import MeshConfig
 from diffjax.sampling import Sampler
+from diffjax.types import UserError
 
 model = on_mesh(make_model(config=WIDE), MeshConfig(data=2, fsdp=2, sequence=2))
 assert not model.params["embedding"]["tokens"].is_fully_addressable
@@ -37,7 +38,12 @@ sampler = Sampler(model)
 prompts = random_prompts(8)
 answers = sampler.generate(prompts, **json.loads(sys.argv[1]))
 scores = sampler.score_many(prompts[:2], prompts[2:4], samples=4, batch_size=8)
-print(json.dumps({"ids": [a.ids for a in answers], "scores": [s.log_likelihood for s in scores]}))
+try:
+  next(sampler.stream(prompts[0], lengths=4))
+except UserError as error:
+  refused = str(error)
+found = {"ids": [a.ids for a in answers], "scores": [s.log_likelihood for s in scores]}
+print(json.dumps(found | {"refused": refused}))
 """
 
 
@@ -70,6 +76,7 @@ def test_two_processes_answer_as_one_device_does():
   outputs = run_both("-c", CHILD, json.dumps(OPTIONS))
   first, second = (json.loads(out.splitlines()[-1]) for out in outputs)
   assert first == second
+  assert "return_trace" in first["refused"]
   sampler, prompts = Sampler(make_model(config=WIDE)), random_prompts(8)
   assert first["ids"] == [answer.ids for answer in sampler.generate(prompts, **OPTIONS)]
   scores = sampler.score_many(prompts[:2], prompts[2:4], samples=4, batch_size=8)

@@ -13,6 +13,7 @@ from diffjax import sharding
 from diffjax.config import ComputeConfig, MeshConfig
 from diffjax.sampling import Sampler, programs
 from diffjax.training import validation
+from diffjax.types import UserError
 
 WIDE = dataclasses.replace(CONFIG, heads=8)  # as many as the longest axis splits
 CUBE = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -114,6 +115,13 @@ def test_lengths_are_predicted_and_gaps_filled_on_a_mesh():
   assert found_ids == [answer.ids for answer in answers]
   fill = lambda sampler: sampler.infill("ab {{2}} cd {{1-3}} ef", num_steps=4, batch_size=8)
   assert fill(found).text == fill(wanted).text
+
+
+def test_a_stream_over_several_processes_is_refused(model, monkeypatch):
+  sampler = Sampler(on_mesh(model, CUBE))
+  monkeypatch.setattr(jax.sharding.Mesh, "is_multi_process", True)
+  with pytest.raises(UserError, match="return_trace=True"):
+    next(sampler.stream("hello", lengths=6))
 
 
 @pytest.mark.slow

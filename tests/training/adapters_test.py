@@ -18,7 +18,7 @@ from diffjax.conversion import native
 from diffjax.data import pipeline
 from diffjax.models import lora, transformer
 from diffjax.training.loop import train
-from diffjax.types import UserError
+from diffjax.types import Preempted, UserError
 
 STEPS, STOP, ANNEAL = 6, 2, 5
 ADAPTERS = {"rank": 2, "targets": ("query", "gate"), "dropout": 0.1}
@@ -77,7 +77,8 @@ def train_until(stop, config, workdir):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(pipeline, "batches", interrupted)
-    assert train(config, workdir)["step"] == stop
+    with pytest.raises(Preempted, match=f"stopped at step {stop} of"):
+      train(config, workdir)
 
 
 def lines_of(workdir):

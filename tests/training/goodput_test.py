@@ -1,6 +1,7 @@
 """Where the time of made-up histories went: by hand, and by a clock that is watched."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -85,9 +86,29 @@ def test_every_second_is_in_one_bucket():
   assert spent["input_wait"] >= 0.02
   assert 0.01 <= spent["validation"] < clock.seconds - 0.05
   assert spent["compile"] >= 0.01
-  assert clock.bucket == "step"
+  assert clock.phase[0] == "step"
   assert clock.programs["validation"] == 3
   assert clock.programs["input_wait"] == 0
+
+
+def test_a_second_counts_once_whenever_another_thread_asks():
+  """Asked at every line of entering a bucket."""
+  clock = goodput.Clock(Watched())
+  times = []
+
+  def ask(frame, event, argument):
+    if frame.f_code is goodput.Clock.enter.__code__:
+      times.append((sum(clock.spent().values()), clock.seconds))
+      return ask
+    return None
+
+  time.sleep(0.02)
+  sys.settrace(ask)
+  clock.enter("step")
+  sys.settrace(None)
+  assert len(times) > 3
+  for spent, seconds in times:
+    assert spent == pytest.approx(seconds, rel=0.2)
 
 
 def test_unfinished_lines_are_left_out(tmp_path):

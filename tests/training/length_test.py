@@ -22,7 +22,7 @@ from diffjax.models import lora, transformer
 from diffjax.tokenizers import train_sentencepiece
 from diffjax.training import length, metrics, state, step
 from diffjax.training.loop import train
-from diffjax.types import Batch, Example, UserError
+from diffjax.types import Batch, Example, Preempted, UserError
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 40
 IDS = {"bos_id": BOS, "pad_id": PAD, "eos_id": EOS, "mask_id": MASK}
@@ -341,7 +341,8 @@ def test_a_head_follows_its_run_to_another_place_and_goes_on_as_if_never_stopped
       yield batch
 
   monkeypatch.setattr(pipeline, "batches", interrupted)
-  assert train(alone(room, kept, classes=OTHER_CLASSES), run)["step"] == STOP
+  with pytest.raises(Preempted, match=f"stopped at step {STOP} of"):
+    train(alone(room, kept, classes=OTHER_CLASSES), run)
   monkeypatch.undo()
   kept.rename(moved)
   for refused in (

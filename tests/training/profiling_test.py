@@ -1,6 +1,7 @@
 """Profiles: the right steps, never the one that compiles, and no number changes."""
 
 import contextlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ def traces(monkeypatch):
   monkeypatch.setattr(jax.profiler, "start_trace", start)
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
   return calls
+
+
+@pytest.fixture(autouse=True)
+def looks_always(monkeypatch):
+  monkeypatch.setattr(profiling, "_ASK_SECONDS", 0.0)
 
 
 def run(workdir, *, start=0, first=0, steps=3, until=10, touch_before=()):
@@ -68,6 +74,19 @@ def test_on_demand_as_often_as_asked(tmp_path, traces):
   run(tmp_path, steps=2, touch_before=(3, 7))
   assert traces == ["3", "stop", "7", "stop"]
   assert not (tmp_path / profiling.REQUEST).exists()
+
+
+def test_the_folder_is_looked_into_now_and_then(tmp_path, traces, monkeypatch):
+  monkeypatch.setattr(profiling, "_ASK_SECONDS", 5.0)
+  now, asked, exists = [0.0], [], Path.exists
+  monkeypatch.setattr(profiling.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(Path, "exists", lambda path: (asked.append(path), exists(path))[1])
+  monkeypatch.setattr(Path, "unlink", lambda *_, **__: pytest.fail("nothing asked for a profile"))
+  profiler = profiling.Profiler(tmp_path, start=0, first=0, steps=3, report=Report())
+  for step in range(1, 102):
+    now[0] += 0.1
+    profiler.before(step, None)
+  assert len(asked) == 2  # of ten seconds
 
 
 def test_a_window_that_the_run_ends_in_is_closed(tmp_path, traces):

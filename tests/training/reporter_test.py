@@ -1,15 +1,21 @@
 """A real run tells where its time went, and what is watched changes no number."""
 
+import dataclasses
 import json
 import time
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.config import config_from_dict
+from diffjax import chips, sharding
+from diffjax import model as models
+from diffjax.config import Contract, config_from_dict
 from diffjax.tokenizers import train_sentencepiece
 from diffjax.training import console, goodput, loop, profiling, reporter
+from diffjax.training.step import Sums, Updates
 from diffjax.types import Batch
 
 STEPS = 8
@@ -197,6 +203,38 @@ def test_a_program_that_is_built_again_is_told_once(live, capsys):
     live._compiles.count += number in compiling
   said = capsys.readouterr().out
   assert said.count("compiled again") == 1
+
+
+def introduced(report, monkeypatch):
+  """To a chip whose peak is known."""
+  device = SimpleNamespace(device_kind="TPU v5 lite")
+  of_device = chips.of_device
+  monkeypatch.setattr(chips, "of_device", lambda _: of_device(device))
+  contract = Contract(bos_id=1, pad_id=3, eos_id=2, mask_id=4)
+  model = models.Model(report._config.model, contract, None, None)
+  report.introduce(model, parameters=1, mesh=sharding.make_mesh(report._config.mesh))
+  return report
+
+
+def in_bfloat16(config):
+  return dataclasses.replace(config, compute=dataclasses.replace(config.compute, dtype="bfloat16"))
+
+
+def test_a_step_is_reported_without_another_program(data, tmp_path, monkeypatch):
+  """One would wait for the step under way, and with several processes all would have to join."""
+  number, counts = jnp.ones(()), jnp.ones(10)
+  updates = Updates(Sums(number, number, counts, counts, number), None, number, number)
+  monkeypatch.setattr(type(counts), "sum", lambda *_: pytest.fail("a program for a sum"))
+  with reporter.Reporter(tmp_path, in_bfloat16(experiment(data))) as report:
+    introduced(report, monkeypatch)
+    report.begin(0)
+    for step in (2, 3):
+      report.step(step, updates, write=step == 3)
+  assert lines_of(tmp_path, "train")[0]["mfu"] > 0
+
+
+def test_no_mfu_in_float32_as_the_peak_is_of_bfloat16(live, monkeypatch):
+  assert introduced(live, monkeypatch)._peak is None
 
 
 def test_why_a_run_ends_is_written_by_whoever_knows(live, tmp_path):

@@ -223,7 +223,11 @@ def run_side(options: argparse.Namespace) -> dict[str, float]:
     more = {"scored": found.scored, "bytes_used": found.bytes_used}
     row = results(options, model_of(options), found.seconds, twins=1, **more)
     return row | {"ceiling": found.ceiling}
-  return measure(options, coupled=False) | {"ceiling": matmul_ceiling(options.dtype)} | peak(options.dtype)
+  return (
+    measure(options, coupled=False)
+    | {"ceiling": matmul_ceiling(options.dtype)}
+    | peak(options.dtype)
+  )
 
 
 def start_side(side: str, **environment: str) -> dict[str, float]:

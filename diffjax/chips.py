@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 _GIGA, _TERA = 1e9, 1e12
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 _BITS = 8
 
 
@@ -26,6 +26,12 @@ class Chip(NamedTuple):
   links: int = 1  # that make up link_bandwidth; of a torus two in every direction
   cores: int = 1  # TensorCores, which accelerator types of v3, v4 and v5p count
   devices: int = 1  # that JAX shows for one chip
+  compute_capability: str = ""  # of GPUs
+
+  @property
+  def is_gpu(self) -> bool:
+    """Whether it is a GPU; else a TPU."""
+    return bool(self.compute_capability)
 
   @property
   def device_flops(self) -> float:
@@ -55,11 +61,17 @@ def _tpu(
 
 
 def _gpu(
-  name: str, tflops: float, hbm: float, hbm_gbps: float, link_gbps: float, network_gbits: float
+  name: str,
+  tflops: float,
+  mebibytes: float,
+  hbm_gbps: float,
+  link_gbps: float,
+  network_gbits: float,
+  capability: str,
 ) -> Chip:
   return Chip(
-    name, tflops * _TERA, hbm * _GIGA, hbm_gbps * _GIGA, link_gbps * _GIGA,
-    network_gbits * _GIGA / _BITS, 8, 2e12,
+    name, tflops * _TERA, mebibytes * _MIB, hbm_gbps * _GIGA, link_gbps * _GIGA,
+    network_gbits * _GIGA / _BITS, 8, 2e12, compute_capability=capability,
   )  # fmt: skip
 
 
@@ -70,7 +82,8 @@ def _gpu(
 # chips. Hosts of v5e and v6e are those of slices with several; their single hosts hold up to 8
 # chips, with twice the memory.
 # GPUs: NVIDIA's data sheets of the SXM modules, and of the DGX systems around them for network and
-# host; products with sparsity off.
+# host; products with sparsity off. Memory is in MiB, as nvidia-smi shows it: the GB of the names
+# are neither decimal nor binary.
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
@@ -80,10 +93,10 @@ CHIPS: dict[str, Chip] = {
     _tpu("v5p", 459, 95, 2765, 600, 50, 448, links=6, cores=2),
     _tpu("v6e", 918, 32, 1638, 400, 100, 720, links=4),
     _tpu("tpu7x", 2307, 192, 7380, 600, 100, 960, links=6, cores=2, devices=2),
-    _gpu("a100", 312, 80, 2039, 300, 200),
-    _gpu("h100", 989, 80, 3350, 450, 400),
-    _gpu("h200", 989, 141, 4800, 450, 400),
-    _gpu("b200", 2250, 180, 8000, 900, 400),
+    _gpu("a100", 312, 81920, 2039, 300, 200, "8.0"),
+    _gpu("h100", 989, 81559, 3350, 450, 400, "9.0"),
+    _gpu("h200", 989, 143771, 4800, 450, 400, "9.0"),
+    _gpu("b200", 2250, 183359, 8000, 900, 400, "10.0"),
   )
 }
 

@@ -6,6 +6,7 @@ process killed by signal n it is 128 + n, as shells say it.
 
 import enum
 import errno
+import re
 
 from diffjax.types import Ended, UserError
 
@@ -54,6 +55,13 @@ _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 # How the libraries that write checkpoints say that a disk is full (their errors are ValueErrors).
 _FULL_IN_WORDS = ("No space left on device", "File too large", "Disk quota exceeded")
 
+# How JAX says that memory of a device is short, and that a device or another process is lost.
+_NO_MEMORY = re.compile(r"RESOURCE_EXHAUSTED.*(memory|allocat|hbm)|CUDA_ERROR_OUT_OF_MEMORY", re.I)
+_DEVICE_IN_WORDS = re.compile(
+  r"Unable to initialize backend|\b(UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED)\b|NCCL|CUDA_ERROR"
+  r"|device halted|Failed to start RPC server"
+)
+
 
 def explain(error: BaseException) -> tuple[Exit, str]:
   """The exit code of an error and its cause, one line. Of `Exit.BUG`, print a traceback before."""
@@ -74,7 +82,12 @@ def explain(error: BaseException) -> tuple[Exit, str]:
       return Exit.CREATE, f"{where}: {error.strerror}; give a path that can be used"
   if any(words in said for words in _FULL_IN_WORDS):
     return Exit.DISK, f"{said[:300]}; make room, then go on"
-  if isinstance(error, RuntimeError) and "Unable to initialize backend" in said:
+  if isinstance(error, RuntimeError) and _NO_MEMORY.search(said):
+    return Exit.USAGE, (
+      f"a device is out of memory: {said[:200]}; raise training.microbatches or choose "
+      f"model.remat or a larger mesh; diffjax plan says what fits"
+    )
+  if isinstance(error, RuntimeError) and _DEVICE_IN_WORDS.search(said):
     return Exit.DEVICE, said[:300]
   return Exit.BUG, f"{type(error).__name__}: {said[:300]} (a fault of the program)"
 

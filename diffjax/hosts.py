@@ -1,12 +1,13 @@
 """The processes of one run: how they find each other, wait for each other, and part.
 
 Every wait is bounded and names who is missing. Only the commands call `start`: importing diffjax
-starts nothing.
+starts nothing. Joining, meeting and parting stay in one file, longer than others: they share the
+client of JAX's service, the words for who is missing, and the way out.
 """
 
 import collections
 import contextlib
-import importlib.util
+import ctypes
 import itertools
 import os
 import re
@@ -16,80 +17,35 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from glob import glob
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 
 from diffjax import exits
+from diffjax.environment import (
+  COORDINATOR,
+  PROCESS,
+  PROCESSES,
+  Place,
+  heartbeat,
+  on_tpu,
+  place_of,
+  started_together,
+)
 from diffjax.exits import Exit
 from diffjax.types import Unavailable, UserError
 
-COORDINATOR, PROCESSES, PROCESS = (
-  "DIFFJAX_COORDINATOR",  # HOST:PORT of process 0
-  "DIFFJAX_PROCESSES",  # how many there are
-  "DIFFJAX_PROCESS",  # the number of this one
-)
-LOCAL_DEVICES = "DIFFJAX_LOCAL_DEVICES"  # 0,1: the ids of the GPUs that are this process's
-HEARTBEAT = "DIFFJAX_HEARTBEAT"  # seconds after which a silent process counts as dead
-_HEARTBEAT_SECONDS = 100
 _START_SECONDS = 300.0
 _SAID_EVERY = 10.0  # seconds between lines while others are waited for
 _ROUND_SECONDS = 0.5
 # What computing together says when a process is gone, in the words of gloo, NCCL and gRPC.
 _BROKEN = re.compile(r"gloo|nccl|connection|socket|unavailable|remote peer", re.IGNORECASE)
 _PARTING_SECONDS = 5.0
-
-
-class Place(NamedTuple):
-  """Which process of a run this is, as the environment says it."""
-
-  coordinator: str
-  processes: int
-  process: int
-  local_devices: tuple[int, ...] | None = None
-
-
-def place_of(environment: Mapping[str, str]) -> Place | None:
-  """What DIFFJAX_COORDINATOR, DIFFJAX_PROCESSES and DIFFJAX_PROCESS say; None without any.
-
-  Raises:
-    UserError: one of the three is missing or no number, or they contradict each other.
-  """
-  given = {name: environment.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
-  if not any(given.values()):
-    return None
-  for name, text in given.items():
-    if not text:
-      raise UserError(f"{name} is not set, but {_others(given)} is; set all three, or none")
-  host, colon, port = given[COORDINATOR].rpartition(":")
-  if not (host and colon and port.isdecimal()):
-    raise UserError(f"{COORDINATOR} = {given[COORDINATOR]!r} must be HOST:PORT of process 0")
-  count, number = (_whole(name, given[name]) for name in (PROCESSES, PROCESS))
-  if not number < count:
-    raise UserError(f"{PROCESS} = {number} must be in 0 .. {count - 1}, as {PROCESSES} = {count}")
-  devices = environment.get(LOCAL_DEVICES, "")
-  ids = tuple(_whole(LOCAL_DEVICES, text) for text in devices.split(",")) if devices else None
-  return Place(given[COORDINATOR], count, number, ids)
-
-
-def _others(given: Mapping[str, str]) -> str:
-  return next(name for name, text in given.items() if text)
-
-
-def _whole(name: str, text: str) -> int:
-  if not text.isdecimal():
-    raise UserError(f"{name} = {text!r} must be a whole number")
-  return int(text)
-
-
-def heartbeat(environment: Mapping[str, str] = os.environ) -> int:
-  """Seconds after which a silent process counts as dead. Raises UserError."""
-  seconds = _whole(HEARTBEAT, environment.get(HEARTBEAT, "") or str(_HEARTBEAT_SECONDS))
-  if seconds < 2:
-    raise UserError(f"{HEARTBEAT} = {seconds} must be at least 2 seconds")
-  return seconds
+_REFUSALS = 4  # connections in a row, a round apart, after which nobody listens any more
+_SEEN_SECONDS = 60.0  # until a shared file system shows what another host wrote
+_marks = itertools.count()
 
 
 def start(*, patience: float = _START_SECONDS) -> None:
@@ -109,7 +65,7 @@ def start(*, patience: float = _START_SECONDS) -> None:
   place, seconds = place_of(os.environ), heartbeat()
   if place is not None and place.processes == 1:
     return
-  if place is None and not _several(os.environ) and not _on_tpu(os.environ):
+  if place is None and not started_together(os.environ) and not on_tpu(os.environ):
     return
   settings: dict[str, Any] = {
     # `Peers` notices a loss after `seconds`, and can say who is lost. JAX then aborts the process.
@@ -127,45 +83,40 @@ def start(*, patience: float = _START_SECONDS) -> None:
   with _impatience(place, patience):
     try:
       jax.distributed.initialize(**settings)
-    except ValueError as error:
-      if place is not None or _several(os.environ):
-        raise Unavailable(f"the processes of this run did not find each other: {error}") from error
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+      if place is not None or started_together(os.environ):
+        where = f" at {place.coordinator}" if place else ""
+        raise Unavailable(
+          f"the processes of this run did not find each other{where}: {error}; start all of them, "
+          f"with a port that is free"
+        ) from error
       return  # a TPU host that is no part of a pod
   for number in (signal.SIGTERM, signal.SIGINT):
     # JAX takes SIGTERM for its own notifier, under which the process would not end.
     if threading.current_thread() is threading.main_thread():
       signal.signal(number, signal.getsignal(number) or signal.SIG_DFL)
+  _abort_slowly()
+
+
+def _abort_slowly() -> None:
+  """Leaves `Peers` the time to name process 0, without which JAX aborts all others at once.
+
+  The handler is C's own sleep: it takes the signal's number as its seconds and needs nothing of
+  Python. Then the abort goes on.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def alone(command: str) -> None:
   """Raises UserError where the environment says that this is one of several processes."""
   place = place_of(os.environ)
-  if (place.processes > 1) if place is not None else _several(os.environ):
+  if (place.processes > 1) if place is not None else started_together(os.environ):
     raise UserError(
       f"diffjax {command} runs in one process, and the environment says that this is one of "
-      f"several; start it once, without {PROCESSES} (under Slurm: --ntasks=1)"
+      f"several; start it once, without {COORDINATOR}, {PROCESSES} and {PROCESS} (under Slurm: "
+      f"--ntasks=1)"
     )
-
-
-def _several(environment: Mapping[str, str]) -> bool:
-  """Whether a launcher that JAX recognises started several processes."""
-  counts = [environment.get(name, "") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
-  started = "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_RANK" in environment
-  if started and any(text.isdecimal() and int(text) > 1 for text in counts):
-    return True
-  names = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-  return any("," in environment.get(name, "") for name in names) or bool(
-    environment.get("MEGASCALE_COORDINATOR_ADDRESS")
-  )
-
-
-def _on_tpu(environment: Mapping[str, str]) -> bool:
-  """Whether this is a TPU host, which learns of its pod from the metadata server."""
-  platforms = environment.get("JAX_PLATFORMS", "")
-  wanted = not platforms or "tpu" in platforms
-  return wanted and bool(
-    importlib.util.find_spec("libtpu") and (glob("/dev/accel*") or glob("/dev/vfio/[0-9]*"))
-  )
 
 
 @contextlib.contextmanager
@@ -179,7 +130,7 @@ def _impatience(place: Place | None, patience: float) -> Iterator[None]:
       waited = time.monotonic() - began
       who = _who_is_missing(place)
       if waited >= patience:
-        _leave(Exit.DEVICE, f"waited {waited:.0f} s for {who}; start all processes of the run")
+        leave(Exit.DEVICE, f"waited {waited:.0f} s for {who}; start all processes of the run")
       _say(f"waiting for {who} ({waited:.0f} s of {patience:.0f} s)")
 
   thread = threading.Thread(target=wait, daemon=True)
@@ -250,11 +201,40 @@ def in_turn(name: str, work: Callable[[], Any], seconds: float) -> Any:
   return work()
 
 
+def check_shared(folder: Path) -> None:
+  """Raises UserError where a process does not see the folder in which the first one writes."""
+  if not several():
+    return
+  mark = folder / f".seen{next(_marks)}"
+  if is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+  barrier(f"{mark} is written", _START_SECONDS)
+  deadline = time.monotonic() + _SEEN_SECONDS
+  while not (seen := mark.exists()) and time.monotonic() < deadline:
+    time.sleep(0.5)
+  barrier(f"{mark} is looked for", _START_SECONDS)
+  if is_first():
+    mark.unlink(missing_ok=True)
+  if not seen:
+    raise UserError(
+      f"{folder} of process 0 is not seen by process {jax.process_index()} on "
+      f"{socket.gethostname()}; name a folder on a file system that all processes share"
+    )
+
+
 def _client() -> Any:
   """JAX's coordination service, which has no public name yet."""
   from jax._src import distributed
 
   return distributed.global_state.client
+
+
+def _coordinator() -> str:
+  """HOST:PORT of that service."""
+  from jax._src import distributed
+
+  return distributed.global_state.coordinator_address
 
 
 def _lost(error: Exception) -> str:
@@ -274,12 +254,33 @@ def _lost(error: Exception) -> str:
   return f"a process of the run ({' '.join(text.split())[:200]})"
 
 
+def _gone(error: Exception, seconds: float) -> str:
+  late = "DEADLINE_EXCEEDED" in str(error)
+  how = f"nothing heard for {seconds} s" if late else "the connection is lost"
+  return f"{_lost(error)} is gone: {how}"
+
+
 def _say(line: str) -> None:
   print(f"diffjax: {line}", file=sys.stderr, flush=True)
 
 
-def _leave(code: int, line: str) -> NoReturn:
-  """Ends the process from any thread, whatever the others do."""
+def leave(code: int, line: str, ended: Callable[[int, str], None] | None = None) -> NoReturn:
+  """Ends the process from any thread, whatever the others and the disk do.
+
+  Args:
+    code: of the exit.
+    line: the cause, the last line of stderr.
+    ended: is told both before, and has two seconds for it.
+  """
+  if ended is not None:
+
+    def tell() -> None:
+      with contextlib.suppress(Exception):
+        ended(code, line)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    teller.join(2.0)
   sys.stdout.flush()
   _say(line)
   os._exit(code)
@@ -331,6 +332,8 @@ class Peers:
       self._life, self._seconds = next(Peers._lives), heartbeat()
       self._thread = threading.Thread(target=self._meet, name="peers", daemon=True)
       self._thread.start()
+      if not is_first():
+        threading.Thread(target=self._watch_first, name="first", daemon=True).start()
     return self
 
   def __exit__(
@@ -361,26 +364,48 @@ class Peers:
     done: set[int] = set()
     for number in itertools.count():
       said = [self._said.popleft() for _ in range(len(self._said))]
+      heard: dict[int, list[str]] = {}
       try:
-        told = self._tell(f"diffjax/{self._life}/{number}", said)
+        for process, word in self._tell(f"diffjax/{self._life}/{number}", said):
+          heard.setdefault(process, []).append(word)
+        for process, words in heard.items():
+          for word in words:
+            if word.startswith("end "):
+              self._part(process, *word.split(" ", 2)[1:])
+              return
+        if self._hear is not None and heard:
+          self._hear(heard)
       except RuntimeError as error:
         if not self._failing.is_set():
-          self._end(Exit.DEVICE, f"{_lost(error)} is gone: nothing heard for {self._seconds} s")
+          leave(Exit.DEVICE, _gone(error, self._seconds), self._ended)
         return
-      heard: dict[int, list[str]] = {}
-      for process, word in told:
-        heard.setdefault(process, []).append(word)
-      for process, words in heard.items():
-        for word in words:
-          if word.startswith("end "):
-            self._part(process, *word.split(" ", 2)[1:])
-            return
-      if self._hear is not None and heard:
-        self._hear(heard)
       done |= {process for process, words in heard.items() if "done" in words}
       if len(done) == jax.process_count():
         return
       self._wake.wait(_ROUND_SECONDS)
+
+  def _watch_first(self) -> None:
+    """Names process 0 when it is lost, in the seconds that an abort then takes: see `start`.
+
+    The service's own answers do not come by then. Its server closes idle connections now and then;
+    only one that refuses several in a row is gone.
+    """
+    host, _, port = _coordinator().rpartition(":")
+    refused = 0
+    while self._thread.is_alive() and not self._failing.is_set():
+      try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as line:
+          refused = 0
+          line.settimeout(self._seconds)
+          while line.recv(4096):
+            pass
+      except ConnectionRefusedError:
+        refused += 1
+        if refused == _REFUSALS:
+          leave(Exit.DEVICE, "process 0 is gone: the connection is lost", self._ended)
+      except OSError:  # late or unreachable: `_meet` has more patience
+        pass
+      time.sleep(_ROUND_SECONDS)
 
   def _tell(self, folder: str, words: Sequence[str]) -> list[tuple[int, str]]:
     """Tells the words, waits for all, and returns those of all: (process, word)."""
@@ -398,10 +423,4 @@ class Peers:
       milliseconds = int(2000 * _PARTING_SECONDS)
       _client().wait_at_barrier(f"diffjax/{self._life}/parting", milliseconds)
     if not failed:
-      self._end(int(code), f"process {process} ended: {cause}")
-
-  def _end(self, code: int, line: str) -> NoReturn:
-    if self._ended is not None:
-      with contextlib.suppress(Exception):
-        self._ended(code, line)
-    _leave(code, line)
+      leave(int(code), f"process {process} ended: {cause}", self._ended)

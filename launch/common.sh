@@ -187,6 +187,30 @@ most_telling() {
   printf 0
 }
 
+# separately COMMAND...: starts it, as `child`, in a process group of its own. So a signal to the
+# launcher's group (Ctrl-C, Slurm) reaches it once, from the launcher; end_group finds its helpers.
+separately() {
+  set -m
+  "$@" </dev/null &
+  child=$!
+  set +m
+}
+
+# What a process that is gone has left: the reader processes of a killed trainer go on otherwise.
+end_group() { kill -KILL -- "-$1" 2>/dev/null || true; }
+
+# Waits for those who copy output, but not for ever: who left the group may still hold their pipe.
+drain() { # PIDS...
+  local pid tries=50
+  for pid in "$@"; do
+    while ((tries)) && kill -0 "$pid" 2>/dev/null; do
+      sleep 0.1 || true
+      tries=$((tries - 1))
+    done
+    kill "$pid" 2>/dev/null || true
+  done
+}
+
 # A field of a flat JSON object.
 json_field() { # NAME TEXT
   local pattern="\"$1\": *(\"([^\"]*)\"|[^,}\"]*)"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs one process of a run: hands SIGTERM on to it, stamps its lines, records its exit code.
+# Runs one process of a run: hands SIGTERM on to it, stamps its lines, records its exit code, ends
+# the helpers that it left.
 #
 #   task.sh [--exit=FILE] [--log=FILE] [--starts=FOLDER --attempt=N] [--dry-run] -- COMMAND...
 #
@@ -60,20 +61,20 @@ forward() {
 }
 trap forward TERM
 
-"${words[@]}" &
-child=$!
+separately "${words[@]}"
 [[ ! $forwarded ]] || forward # the signal came between the trap and the start
 while :; do # a signal ends `wait` early
   forwarded='' code=0
   wait "$child" || code=$?
   [[ $forwarded ]] || break
 done
-if [[ $stamper ]]; then
-  exec >&- 2>&-
-  wait "$stamper" || true
-fi
-if [[ $opt_exit ]]; then
+if [[ $opt_exit ]]; then # before anything that may take its time
   printf '%s\n' "$code" >"$opt_exit.tmp"
   mv -f "$opt_exit.tmp" "$opt_exit"
+fi
+end_group "$child"
+if [[ $stamper ]]; then
+  exec >&- 2>&-
+  drain "$stamper"
 fi
 exit "$code"

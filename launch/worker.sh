@@ -130,15 +130,14 @@ check() { # WORKDIR TOKEN N HOST:PORT [NAME=VALUE...]
   # All hosts at once: on a pod no host sees its devices before all others are there.
   facts=$(timeout 300 python -c '
 import time
-clock = time.time()
 from importlib import metadata
 version = metadata.version("jax")
 from diffjax import hosts
 hosts.start()
 import jax
+devices = jax.device_count()  # all processes have met here: their clocks are read at one moment
 print(
-  f"clock={clock:.1f}", f"jax={version}",
-  f"devices={jax.device_count()}", f"here={jax.local_device_count()}",
+  f"clock={time.time():.1f}", f"jax={version}", f"devices={devices}", f"here={jax.local_device_count()}",
   f"platform={jax.devices()[0].platform}", f"process={jax.process_index()}",
 )' 2>"$state.check" | tail -n 1) || { tail -n 3 "$state.check" && facts='clock=0 jax=? devices=0 here=0 platform=? process=?'; }
   echo "facts sha=$(cat "$root/installed" 2>/dev/null || echo -) workdir=$probe free=${free} $facts"
@@ -209,12 +208,12 @@ stop() { # SECONDS
     touch "$state/stopped"
     kill -TERM "$pid" 2>/dev/null || true
     for ((waited = 0; waited < 2 * $1; waited++)); do
-      running || break
+      ours "$pid" || break
       sleep 0.5
     done
     if running; then
       say "still running $1 s after SIGTERM: killed"
-      kill -KILL -- "-$pid" 2>/dev/null || true
+      pkill -KILL --session "$pid" || true
       echo 137 >"$state/exit"
     fi
   elif [[ -d $state ]]; then

@@ -37,3 +37,4 @@ def test_figures_are_in_their_units(chip):
   assert chip.hbm_bandwidth > chip.link_bandwidth > chip.network_bandwidth > 1e9
   assert chip.host_bytes > chip.chips_per_host * chip.hbm_bytes
   assert chip.device_flops * chip.devices == chip.peak_flops
+  assert chip.is_gpu == chip.name.startswith(("a", "b", "h"))

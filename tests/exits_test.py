@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from diffjax import exits, types
@@ -50,6 +51,25 @@ def test_a_full_disk_is_told_from_a_wrong_path(number):
   assert "run/checkpoints: full" in cause
   assert exits.explain(OSError(errno.EACCES, "denied", "run"))[0] == Exit.CREATE
   assert exits.explain(OSError(errno.ENOENT, "gone", "run"))[0] == Exit.INPUT
+
+
+SAID = {  # in the words of JAX and its libraries
+  "INTERNAL: Accelerator device halted prematurely, perhaps due to an on-device check-failure": 69,
+  "UNAVAILABLE: TPU device error": 69,
+  "INTERNAL: NCCL operation ncclAllReduce failed: unhandled system error": 69,
+  "DEADLINE_EXCEEDED: Barrier timed out. Id: x::0": 69,
+  "UNKNOWN: Failed to start RPC server": 69,
+  "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17G of 15.75G": 64,
+  "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes.": 64,
+  "INVALID_ARGUMENT: Mismatched shapes": 70,
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_lost_device_is_told_from_a_fault_of_ours(said):
+  code, cause = exits.explain(jax.errors.JaxRuntimeError(said))
+  assert code == SAID[said]
+  assert ("diffjax plan" in cause) == (code == Exit.USAGE)
 
 
 def test_causes_are_one_line():

@@ -1,4 +1,4 @@
-"""What the environment says of a run's processes, and what its mistakes are answered with."""
+"""Processes that wait for each other, in one process and without the others."""
 
 import subprocess
 import sys
@@ -13,31 +13,6 @@ from diffjax.types import UserError
 THREE = {hosts.COORDINATOR: "10.0.0.1:8476", hosts.PROCESSES: "4", hosts.PROCESS: "3"}
 
 
-def test_the_environment_says_which_process_this_is():
-  assert hosts.place_of({}) is None
-  assert hosts.place_of(THREE) == hosts.Place("10.0.0.1:8476", 4, 3)
-  assert hosts.place_of(THREE | {hosts.LOCAL_DEVICES: "2,3"}).local_devices == (2, 3)
-  assert hosts.heartbeat({}) == 100
-  assert hosts.heartbeat({hosts.HEARTBEAT: "10"}) == 10
-
-
-MISTAKES = [
-  ({hosts.PROCESS: ""}, f"{hosts.PROCESS} is not set"),
-  ({hosts.COORDINATOR: ""}, f"{hosts.COORDINATOR} is not set"),
-  ({hosts.COORDINATOR: "host"}, "must be HOST:PORT"),
-  ({hosts.PROCESS: "4"}, r"= 4 must be in 0 .. 3"),
-  ({hosts.PROCESSES: "many"}, "must be a whole number"),
-  ({hosts.LOCAL_DEVICES: "0;1"}, "must be a whole number"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
-def test_mistakes_are_one_line(changes, message):
-  with pytest.raises(UserError, match=message) as raised:
-    hosts.place_of(THREE | changes)
-  assert "\n" not in str(raised.value)
-
-
 def test_commands_of_one_process_refuse_to_be_one_of_several(monkeypatch):
   hosts.alone("sample")
   for name, value in THREE.items():
@@ -50,8 +25,7 @@ def test_commands_of_one_process_refuse_to_be_one_of_several(monkeypatch):
   for name in THREE:
     monkeypatch.delenv(name)
   monkeypatch.setenv("SLURM_NTASKS", "2")
-  hosts.alone("sample")  # an allocation in which nothing was started by srun
-  monkeypatch.setenv("SLURM_PROCID", "1")
+  monkeypatch.setenv("SLURM_STEP_NODELIST", "node1")
   with pytest.raises(UserError, match="--ntasks=1"):
     hosts.alone("sample")
 
@@ -81,6 +55,34 @@ LEADER = "UNAVAILABLE: Failed to send RPC. Either the leader task was preempted/
 )
 def test_whom_the_service_misses_is_named(said, who):
   assert hosts._lost(RuntimeError(said)) == who
+
+
+def test_a_peer_that_is_lost_while_all_agree_ends_the_others(monkeypatch):
+  left = []
+  peers = hosts.Peers(hear=lambda heard: peers.exchange("passed", "1"))
+  peers._life, peers._seconds = 0, 10
+
+  def tell(folder, words):
+    if folder.endswith("passed"):
+      raise RuntimeError(LATE)
+    return [(0, "stop")]
+
+  monkeypatch.setattr(peers, "_tell", tell)
+  monkeypatch.setattr(hosts, "leave", lambda code, line, ended: left.append((code, line)))
+  peers._meet()
+  assert left == [(Exit.DEVICE, "processes 1, 3 is gone: nothing heard for 10 s")]
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+  hosts.check_shared(tmp_path)  # alone
+  monkeypatch.setattr(hosts, "several", lambda: True)
+  monkeypatch.setattr(hosts, "barrier", lambda *_: None)
+  monkeypatch.setattr(hosts, "_SEEN_SECONDS", 0.0)
+  hosts.check_shared(tmp_path / "new")
+  assert not list((tmp_path / "new").iterdir())
+  monkeypatch.setattr(hosts, "is_first", lambda: False)
+  with pytest.raises(UserError, match="is not seen by process 0"):
+    hosts.check_shared(tmp_path)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "diffjax"
 # From the bottom up; a module may import from layers below its own, and from its own package.
 LAYERS = (
   {"types"},
-  {"exits", "config"},
+  {"exits", "config", "environment"},
   {"models", "diffusion", "tokenizers", "similarity", "chips", "arithmetic", "hosts"},
   {"data", "sharding", "checkpoints", "conversion"},
   {"model"},

@@ -1,6 +1,7 @@
 """The mesh and the table of shardings."""
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from diffjax import sharding
@@ -16,8 +18,6 @@ from diffjax.models import attention, lora, transformer
 from diffjax.models.architectures import PRESETS
 from diffjax.training import optimizer, state
 from diffjax.types import UserError
-
-ONE = MeshConfig(data=1)
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -126,12 +126,11 @@ class FakeDevice:
 
 
 def test_one_device_that_is_not_here_decides_on_the_kernel():
-  config = PRESETS["xlmr-base"]
-  chosen = lambda *devices: attention.chosen(
-    config, ComputeConfig(), length=512, shards=sharding.shards(sharding.make_mesh(ONE, devices))
-  )
-  assert chosen(FakeDevice(0, 0, platform="tpu")) == "splash"
-  assert sharding.shards(sharding.make_mesh(ONE, jax.devices()[:1])) is None
+  device = FakeDevice(0, 0, platform="tpu")
+  absent = Mesh(np.asarray(device).reshape(1, 1, 1, 1), sharding.AXES)
+  ask = functools.partial(attention.chosen, PRESETS["xlmr-base"], ComputeConfig(), length=512)
+  assert ask(shards=sharding.shards(absent)) == "splash"
+  assert sharding.shards(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Compiled programs are kept from one start of a run to the next, where that pays."""
+"""What JAX is told before it starts: how much memory is its, where compiled programs are kept."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax
 from diffjax.training.start import CACHE
 
 FOLDER = "compiled"
+_GPU_SHARE = "0.92"  # planning/plan.py leaves as much to the system
 _SLOW = 1.0  # seconds of compiling, from which a program is kept
 
 
@@ -26,3 +27,11 @@ def keep_programs(workdir: Path) -> Path | None:
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _SLOW)
   return folder
+
+
+def ask_for_memory() -> None:
+  """Lets JAX use as much of a GPU as plans count on, unless the environment says how much.
+
+  Its own default is three quarters. Before the first device is asked for; TPUs are not concerned.
+  """
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE)

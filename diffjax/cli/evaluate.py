@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="K/N: this process answers every N-th example, from the K-th on; when all have, the same "
     "command with 0/1 writes the report; not needed for processes that are started together",
   )
-  parser.add_argument("--out", type=Path, help="of the report; default: RUN/evaluation")
+  parser.add_argument(
+    "--out", type=Path, help="of the report, seen by all processes; default: RUN/evaluation"
+  )
   decoding.add_options(parser, without=("num_steps",))
 
 
@@ -110,9 +112,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
   together = hosts.several() and not arguments.share
   speaks = hosts.is_first() or not together
   out = evaluation_work.directory_of(arguments)
-  model = models.load(
-    models.resolve(arguments.model), **decoding.placement(arguments, local=True)
-  )
+  if together:
+    hosts.check_shared(out)  # the first process reports what the others leave there
+  model = models.load(models.resolve(arguments.model), **decoding.placement(arguments, local=True))
   tables.warn_of_openness(model)
   work = evaluation_work.plan(arguments, Sampler(model))
   card = record.describe(model, arguments.model)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ COMMANDS = {
   "tokenizer": "train a SentencePiece model on text files",
 }
 
-_ALONE = ("quickstart",)  # run in one process
+_ALONE = ("quickstart", "data", "report", "convert", "tokenizer")  # run in one process
 _USAGE = 64  # exits.Exit.USAGE, without the seconds in which JAX is imported
 
 
@@ -66,13 +67,18 @@ def main() -> None:
   module.add_arguments(parser)
   arguments = parser.parse_args(_joined(sys.argv[2:]))
   from diffjax import exits, hosts
+  from diffjax.cli.compilation import ask_for_memory
 
+  ask_for_memory()
   try:
     if name in _ALONE:
       hosts.alone(name)
     module.run(arguments)
   except (Exception, KeyboardInterrupt) as error:
     code, cause = exits.explain(error)
+    if code == exits.Exit.PREEMPTED:  # the same signal may come twice, see supervision.Stop
+      for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if code == exits.Exit.BUG:
       traceback.print_exc()
     _say(cause)

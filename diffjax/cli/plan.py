@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
   # What is planned is not what is here: this process wants no accelerator, and no libtpu.
   jax.config.update("jax_platforms", "cpu")
   from diffjax.planning import experiment, plan, topologies
-  from diffjax.planning.compilation import Decoding
+  from diffjax.planning.sampling import Decoding
 
   topology = topologies.parse(arguments.topology)
   subject = experiment.subject(config, preset=arguments.model, answers=arguments.answers)
@@ -147,7 +147,7 @@ def show(plan: "Plan") -> None:
   else:
     say(f"does not fit, by {_gib(plan.needed - plan.available)} GiB")
   if plan.largest_by:
-    rows = f"{plan.largest_rows} rows" if plan.largest_rows else "none"
+    rows = f"{plan.largest_rows} rows" if plan.largest_rows else "none found"
     say(f"largest batch that fits, in as many microbatches: {rows} ({plan.largest_by})")
   if plan.buffers:
     console.print(_buffers(plan))
@@ -157,8 +157,7 @@ def show(plan: "Plan") -> None:
     console.print(_collectives(plan))
   if plan.floors:
     _show_floors(plan, console, say)
-  if plan.host:
-    _show_host(plan, say)
+  _show_host(plan, say)
 
 
 def _memory(plan: "Plan") -> Table:
@@ -247,7 +246,8 @@ def _show_host(plan: "Plan", say: Callable[[str], None]) -> None:
   total = sum(host.values())
   over = "" if total <= plan.host_available else ": TOO MUCH"
   say(f"memory of a host, GiB: {told}; {_gib(total)} of {_gib(plan.host_available)}{over}")
-  say(f"a checkpoint: {_gib(plan.checkpoint)} GiB")
+  if plan.checkpoint:
+    say(f"a checkpoint: {_gib(plan.checkpoint)} GiB")
 
 
 def _gib(size: float) -> str:

@@ -27,6 +27,12 @@ def run(arguments: argparse.Namespace) -> None:
   try:
     status = json.loads((workdir / goodput.STATUS).read_text())
   except (OSError, ValueError) as error:
+    from diffjax.training.start import CACHE
+
+    if (workdir / CACHE).is_dir():
+      raise MissingInput(
+        f"{workdir} has no {goodput.STATUS} yet: the data is being measured, or a start ended there"
+      ) from error
     raise MissingInput(
       f"{workdir} has no {goodput.STATUS} that can be read ({error}); give the workdir of a run "
       f"that was started"

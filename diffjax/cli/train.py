@@ -1,6 +1,8 @@
 """`diffjax train`: runs or resumes the experiment of a config file."""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from diffjax.config import load_config
@@ -31,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
   hosts.start()
   workdir = arguments.workdir
   keep_programs(workdir)
+  if hosts.is_first():
+    print(shlex.join(["diffjax", *sys.argv[1:]]))
   step = train(config, workdir)["step"]
   if not hosts.is_first():
     return

@@ -22,14 +22,15 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies as jax_topologies
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from diffjax import sharding
 from diffjax.config import config_from_dict
-from diffjax.planning import buffers, costs, estimates, hlo, topologies
+from diffjax.planning import buffers, costs, estimates, hlo, sampling, topologies
 from diffjax.planning.buffers import Buffer
 from diffjax.planning.costs import Costs
-from diffjax.planning.experiment import Subject, abstract_mesh, subject
+from diffjax.planning.experiment import Subject, absent_mesh, subject
+from diffjax.planning.sampling import Decoding
 from diffjax.planning.topologies import Topology
 from diffjax.sampling import programs as sampling_programs
 from diffjax.types import UserError
@@ -44,18 +45,6 @@ _PARTS = (
 _SETTLED = 2.0  # seconds after which a file is no longer being written
 _BUFFERS = 8
 _CORES_AS_ONE = ("v4", "v5p")  # chips whose two TensorCores are one device
-
-
-class Decoding(NamedTuple):
-  """The batch that a sampler is planned for."""
-
-  rows: int
-  length: int
-  canvas: int
-  strategy: str
-  num_steps: int
-  temperature: float
-  dtype: str  # of the parameters
 
 
 class Request(NamedTuple):
@@ -159,7 +148,7 @@ def read(room: Path, request: Request, *, seconds: float) -> Compiled:
   planned = subject(
     config_from_dict(request.config), preset=request.preset, answers=request.answers
   )
-  mesh = abstract_mesh(planned.config, topologies.parse(request.topology))
+  mesh = absent_mesh(planned.config, topologies.parse(request.topology))
   module = hlo.Module(program)
   memory = Memory(*buffers.memory(assignment))
   return Compiled(
@@ -224,6 +213,8 @@ def _devices(topology: Topology) -> list[Any]:
   wanted: dict[str, Any] = {}
   if topology.chip.name in _CORES_AS_ONE:
     wanted |= dict(chip_config_name="megacore", chips_per_host_bounds=(2, 2, 1))
+  if topology.slice_chips == 1:
+    wanted["chips_per_host_bounds"] = (1, 1, 1)
   if topology.slices > 1:
     wanted["num_slices"] = topology.slices
   shape = "x".join(map(str, topology.shape))
@@ -245,14 +236,12 @@ def _lower(planned: Subject, mesh: Mesh, decoding: Decoding | None) -> Any:
   return sampler.function.lower(*sampler.arguments)
 
 
-def _turns(
-  planned: Subject, mesh: Mesh | AbstractMesh, decoding: Decoding | None
-) -> Callable[[str], float]:
+def _turns(planned: Subject, mesh: Mesh, decoding: Decoding | None) -> Callable[[str], float]:
   """How often a loop is expected to run whose number of turns depends on data."""
   if decoding is None:
     visits = estimates.visits(planned, mesh)
     return lambda name: visits
-  visits = estimates.decoding_visits(planned, mesh, rows=decoding.rows, canvas=decoding.canvas)
+  visits = sampling.visits(planned, mesh, decoding)
   # The loop over steps holds the one over the vocabulary.
   return lambda name: visits if "while/body" in name else float(decoding.num_steps)
 

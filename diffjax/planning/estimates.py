@@ -9,20 +9,23 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from diffjax import arithmetic, sharding
-from diffjax.models import transformer
+from diffjax.models import attention
 from diffjax.planning.costs import Collective
 from diffjax.planning.experiment import Subject, batch
 from diffjax.training import programs
 from diffjax.types import Batch
 
-_MASTER = 4  # bytes of a parameter, a moment, a gradient
+WIDE = 4  # bytes of a parameter, a moment, a gradient, a logit
 _AHEAD = 8  # batches that are prepared ahead, see data/pipeline.py
-_READER_BYTES = 5e8  # of a reader process: the interpreter, its libraries, the tokenizer
+PROCESS_BYTES = 5e8  # of a process: the interpreter, its libraries, the tokenizer
+
+# What is exchanged: kind, along which axes, bytes that a chip has of the larger side, how often,
+# and where.
+Exchange = tuple[str, tuple[str, ...], float, float, str]
 
 
 class State(NamedTuple):
@@ -104,7 +107,7 @@ class _Sizes(NamedTuple):
   sequence: int
 
 
-def _sizes(subject: Subject, mesh: Mesh | AbstractMesh) -> _Sizes:
+def _sizes(subject: Subject, mesh: Mesh) -> _Sizes:
   config, model = subject.config, subject.model.config
   data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh.axis_names)
   microbatches = config.training.microbatches
@@ -126,49 +129,12 @@ def visit_size(subject: Subject, parts: int) -> float:
   return chunk if parts == 1 else chunk * parts * rows / max(rows, model.width)
 
 
-def visits(subject: Subject, mesh: Mesh | AbstractMesh) -> float:
+def visits(subject: Subject, mesh: Mesh) -> float:
   """How often a microbatch is expected to visit the vocabulary."""
   return float(_sizes(subject, mesh).visits)
 
 
-def decoding_visits(
-  subject: Subject, mesh: Mesh | AbstractMesh, *, rows: int, canvas: int
-) -> float:
-  """How often a step of decoding visits the vocabulary while no position is final."""
-  data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh.axis_names)
-  wanted = rows * canvas / (data * sequence)
-  return float(math.ceil(wanted / min(visit_size(subject, fsdp * tensor), wanted)))
-
-
-def parameter_shapes(subject: Subject, mesh: Mesh | AbstractMesh, dtype: str) -> Any:
-  """A sampler's parameters, as shapes that carry their shardings. Raises UserError."""
-  shapes = transformer.shapes(subject.model.config)
-  placed = sharding.shardings(shapes, mesh)
-  attach = lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s)
-  return jax.tree.map(attach, shapes, placed)
-
-
-def decoding_bytes(
-  subject: Subject, mesh: Mesh | AbstractMesh, *, rows: int, length: int, canvas: int
-) -> float:
-  """What a step of decoding needs beside the parameters: a layer's values, a visit's logits."""
-  model = subject.model.config
-  data, fsdp, tensor, sequence = (mesh.shape[axis] for axis in mesh.axis_names)
-  item = 2 if subject.config.compute.dtype == "bfloat16" else 4
-  tokens = rows * length / (data * fsdp * sequence)
-  mixed = (model.heads + 2 * model.key_heads) * model.head_width
-  values = 4 * model.width + (mixed + 2 * model.ffn_width) / tensor
-  values += model.heads / tensor * length * (1 + _MASTER / item)
-  weights = arithmetic.trunk_weights(model) / model.layers / tensor * item
-  parts = fsdp * tensor
-  wanted = rows * canvas / (data * sequence)
-  logits = min(visit_size(subject, parts), wanted) * model.table_rows / parts * 3 * _MASTER
-  return tokens * values * item + weights * (3 if fsdp > 1 else 1) + logits
-
-
-def temporary_bytes(
-  subject: Subject, program: programs.Program, mesh: Mesh | AbstractMesh
-) -> Temporaries:
+def temporary_bytes(subject: Subject, program: programs.Program, mesh: Mesh) -> Temporaries:
   """What a step needs beside the state.
 
   Kept of every layer: its input, D (remat full; offload: nothing); and what its matrices return,
@@ -181,8 +147,8 @@ def temporary_bytes(
   projected = mixed + 2 * model.key_heads * model.head_width
   products = 2 * width + (projected + inner) / s.tensor
   probabilities = 0.0
-  if not _is_fused(subject):
-    probabilities = model.heads / s.tensor * subject.length * (1 + _MASTER / s.item)
+  if not is_fused(subject, mesh, training=True):
+    probabilities = model.heads / s.tensor * subject.length * (1 + WIDE / s.item)
   dropped = 3 * width / s.item * (model.dropout > 0)
   everything = products + 4 * width + (mixed + model.ffn_width) / s.tensor + probabilities + dropped
   kept = {"offload": 0.0, "full": width, "save_matmuls": width + products, "none": everything}
@@ -190,28 +156,34 @@ def temporary_bytes(
   weights = s.stack / model.layers * s.item
   gathered = 2 * weights * (s.fsdp > 1) + weights
   table = model.table_rows * model.width / s.parts
-  logits = s.visit * model.table_rows / s.parts * (2 * _MASTER + s.item)
+  logits = s.visit * model.table_rows / s.parts * (2 * WIDE + s.item)
   features = 3 * s.tokens * width * s.item
   gradients = tree_bytes(program.state.params)
   return Temporaries(
     gradients=gradients * (1 if config.training.microbatches == 1 else 2),
     activations=kept[config.compute.remat] * s.tokens * s.item * model.layers,
     layer=of_layer * s.tokens * s.item + gathered,
-    vocabulary=logits + table * (s.item + _MASTER) + features + 2 * s.visit * width * _MASTER,
+    vocabulary=logits + table * (s.item + WIDE) + features + 2 * s.visit * width * WIDE,
   )
 
 
-def _is_fused(subject: Subject) -> bool:
-  """Whether attention's kernel never holds the probabilities, as 'auto' has it on accelerators."""
-  compute, model = subject.config.compute, subject.model.config
-  narrow = compute.dtype == "bfloat16"
-  return compute.attention != "xla" and narrow and not model.attention_dropout
+def is_fused(subject: Subject, mesh: Mesh, *, training: bool) -> bool:
+  """Whether attention never holds all probabilities of a row."""
+  kernel = attention.chosen(
+    subject.model.config,
+    subject.config.compute,
+    length=subject.length,
+    shards=sharding.shards(mesh),
+    training=training,
+    opened=training and subject.annealing is not None,
+  )
+  return kernel not in ("xla", "written out")
 
 
 def work(
   subject: Subject,
   program: programs.Program,
-  mesh: Mesh | AbstractMesh,
+  mesh: Mesh,
   *,
   together: int | None = None,
 ) -> Work:
@@ -238,47 +210,56 @@ def work(
     + trained * (1 + 2 * parts)
     + parts * passes * 2 * s.stack * s.item
     + parts * passes * s.tokens * model.layers * values * s.item
-    + parts * s.visits * (table * (2 * s.item + 2 * _MASTER))
-    + parts * s.visits * s.visit * model.table_rows / s.parts * (3 * _MASTER + 2 * s.item)
+    + parts * s.visits * (table * (2 * s.item + 2 * WIDE))
+    + parts * s.visits * s.visit * model.table_rows / s.parts * (3 * WIDE + 2 * s.item)
   )
-  return Work(
-    flops / devices, hbm, tuple(_collectives(subject, mesh, s, trained, together or devices))
-  )
+  exchanged = collectives(_exchanges(subject, s, trained), mesh, times=parts, together=together)
+  return Work(flops / devices, hbm, exchanged)
 
 
-def _collectives(
-  subject: Subject, mesh: Mesh | AbstractMesh, s: _Sizes, trained: float, together: int
-) -> list[Collective]:
+def _exchanges(subject: Subject, s: _Sizes, trained: float) -> list[Exchange]:
+  """Of one microbatch."""
   config, model = subject.config, subject.model.config
-  parts, width = config.training.microbatches, model.width
-  found: list[Collective] = []
-
-  def add(kind: str, axes: tuple[str, ...], size: float, times: float, source: str) -> None:
-    """`size` is what a chip has of the larger side of the collective."""
-    group = math.prod(mesh.shape[axis] for axis in axes)
-    if group == 1 or not size:
-      return
-    entering = (2 if kind == "all-reduce" else 1) * size * (group - 1) / group
-    reached = _reached(mesh, axes, together)
-    found.append(Collective(kind, group, reached, parts * times, parts * times * entering, source))
-
-  layers, hidden = s.stack * s.item, s.tokens * width * s.item
+  layers, hidden = s.stack * s.item, s.tokens * model.width * s.item
   again = 6 if config.compute.remat in ("full", "offload") else 4
   keys = 2 * model.key_heads * model.head_width / s.tensor * s.tokens * s.sequence * s.item
-  vocabulary, scored = ("fsdp", "tensor"), s.scored * width
-  add("all-gather", ("fsdp",), layers, 2, "models/layers.py")
-  add("reduce-scatter", ("fsdp",), layers, 1, "models/layers.py")
-  add("all-reduce", ("data", "sequence"), trained, 1, "training/step.py")
-  add("all-reduce", ("tensor",), hidden, again * model.layers, "models/layers.py")
-  add("all-gather", ("sequence",), keys, (again - 2) * model.layers, "models/attention.py")
-  add("reduce-scatter", vocabulary, hidden * s.fsdp, 2, "models/embedding.py")
-  add("all-reduce", ("fsdp",), scored * s.item, 1, "diffusion/vocabulary.py")
-  add("reduce-scatter", vocabulary, scored * _MASTER, 1, "diffusion/vocabulary.py")
-  add("all-gather", vocabulary, scored * s.item, 1, "diffusion/vocabulary.py")
-  return sorted(found, key=lambda c: -c.bytes)
+  vocabulary, scored = ("fsdp", "tensor"), s.scored * model.width
+  return [
+    ("all-gather", ("fsdp",), layers, 2, "models/layers.py"),
+    ("reduce-scatter", ("fsdp",), layers, 1, "models/layers.py"),
+    ("all-reduce", ("data", "sequence"), trained, 1, "training/step.py"),
+    ("all-reduce", ("tensor",), hidden, again * model.layers, "models/layers.py"),
+    ("all-gather", ("sequence",), keys, (again - 2) * model.layers, "models/attention.py"),
+    ("reduce-scatter", vocabulary, hidden * s.fsdp, 2, "models/embedding.py"),
+    ("all-reduce", ("fsdp",), scored * s.item, 1, "diffusion/vocabulary.py"),
+    ("reduce-scatter", vocabulary, scored * WIDE, 1, "diffusion/vocabulary.py"),
+    ("all-gather", vocabulary, scored * s.item, 1, "diffusion/vocabulary.py"),
+  ]
 
 
-def _reached(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], together: int) -> int:
+def collectives(
+  exchanges: list[Exchange], mesh: Mesh, *, times: int, together: int | None = None
+) -> tuple[Collective, ...]:
+  """Those of exchanges that are made so many times a step, the largest first.
+
+  Args:
+    exchanges: what is exchanged along which axes.
+    mesh: whose axes of size 1 have nothing to exchange.
+    times: a step.
+    together: devices that share a host or a slice; None: all do.
+  """
+  found: list[Collective] = []
+  for kind, axes, size, count, source in exchanges:
+    group = math.prod(mesh.shape[axis] for axis in axes)
+    if group == 1 or not size:
+      continue
+    entering = (2 if kind == "all-reduce" else 1) * size * (group - 1) / group
+    reached = _reached(mesh, axes, together or mesh.size)
+    found.append(Collective(kind, group, reached, times * count, times * count * entering, source))
+  return tuple(sorted(found, key=lambda c: -c.bytes))
+
+
+def _reached(mesh: Mesh, axes: tuple[str, ...], together: int) -> int:
   """Over how many hosts or slices a group reaches, so many neighbouring devices being together."""
   members, stride = np.zeros(1, np.int64), 1
   for axis in reversed(mesh.axis_names):
@@ -291,7 +272,7 @@ def _reached(mesh: Mesh | AbstractMesh, axes: tuple[str, ...], together: int) ->
 def host_bytes(
   subject: Subject,
   program: programs.Program,
-  mesh: Mesh | AbstractMesh,
+  mesh: Mesh,
   *,
   devices: int,
   hosts: int,
@@ -305,12 +286,12 @@ def host_bytes(
     waiting = s.tokens * subject.model.config.width * s.item * subject.model.config.layers
   return Host(
     checkpoint=tree_bytes(program.state) * devices,
-    data=batches + (1 + data.workers) * _READER_BYTES,
+    data=batches + (1 + data.workers) * PROCESS_BYTES,
     offloaded=waiting * devices,
   )
 
 
-def abstract(subject: Subject, mesh: Mesh | AbstractMesh) -> tuple[programs.Program, Batch]:
+def abstract(subject: Subject, mesh: Mesh) -> tuple[programs.Program, Batch]:
   """The training program of a subject and its batch, as shapes. Raises UserError."""
   program = programs.build(subject.config, subject.model, subject.annealing, mesh)
   return program, batch(subject, program.rows)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from diffjax import inspection, sharding, tokenizers
 from diffjax import model as models
@@ -22,6 +22,16 @@ from diffjax.types import Batch, UserError
 # Of the positions of a row with a prompt, how many are its answer, where nothing is said.
 USUAL_ANSWERS = 0.25
 _CAUSAL = ("gpt2", "llama", "qwen")  # how the presets of causal models begin
+
+
+@dataclasses.dataclass(frozen=True)  # no tuple: NumPy would take it apart
+class Absent:
+  """As much of a device that is not there as shapes, shardings and kernels ask for."""
+
+  id: int
+  platform: str
+  compute_capability: str
+  process_index: int = 0
 
 
 class Subject(NamedTuple):
@@ -149,10 +159,16 @@ def noised_share(objective: Objective) -> float:
   return float(np.mean(1 - objective.schedule.alpha(times)))
 
 
-def abstract_mesh(config: ExperimentConfig, topology: Topology) -> AbstractMesh:
-  """The mesh over devices of which no more is known than their number. Raises UserError."""
+def absent_mesh(config: ExperimentConfig, topology: Topology) -> Mesh:
+  """The mesh over a topology's devices, for shapes alone: nothing compiles for it.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
   sizes = sharding.axis_sizes(config.mesh, topology.devices)
-  return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
+  kind = "gpu" if topology.is_gpu else "tpu", topology.chip.compute_capability
+  devices = np.array([Absent(number, *kind) for number in range(topology.devices)])
+  return Mesh(devices.reshape(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def batch(subject: Subject, rows: NamedSharding) -> Batch:

@@ -5,23 +5,26 @@ the compiler says stands in the place of the estimates.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
+from jax.sharding import Mesh
+
 from diffjax import arithmetic, sharding
-from diffjax.planning import compilation, estimates, experiment
+from diffjax.planning import compilation, estimates, experiment, sampling, search
 from diffjax.planning.buffers import Buffer
-from diffjax.planning.compilation import Compiled, Decoding
+from diffjax.planning.compilation import Compiled
 from diffjax.planning.costs import Collective, Loop, Traffic
+from diffjax.planning.estimates import Work
 from diffjax.planning.experiment import Subject
+from diffjax.planning.sampling import Decoding
 from diffjax.planning.topologies import Topology
 from diffjax.training import programs
 
-# Share of HBM that the runtime keeps for itself and that fragments: of a TPU of 16 GiB programs get
-# 15.75; on a GPU the CUDA context, libraries and their workspaces.
-_TPU_RESERVE, _GPU_RESERVE = 0.02, 0.08
-_COMPILES = 3  # at the most, for the largest batch
+# Share of HBM that programs do not get. Of a TPU of 16 GiB they get 15.75. Of a GPU the driver
+# keeps up to 1 %, and JAX's pool is 92 % of what CUDA shows, as diffjax's commands set it: the rest
+# is for the CUDA context, libraries and their workspaces.
+_TPU_RESERVE, _GPU_RESERVE = 0.02, 0.09
 
 Tell = Callable[[str, float], None]  # what is being compiled, and for how many seconds
 
@@ -163,76 +166,48 @@ def plan_training(
   Raises:
     UserError: the mesh, the batch or a parameter does not divide over the topology.
   """
-  mesh = experiment.abstract_mesh(planned.config, topology)
+  mesh = experiment.absent_mesh(planned.config, topology)
   program, inputs = estimates.abstract(planned, mesh)
-  compiled, remark = _compile(planned, topology, preset, None, tell, to_the_end)
-  state = estimates.state_bytes(program, inputs)
+  state = estimates.state_bytes(program, inputs)._asdict()
   temporaries = estimates.temporary_bytes(planned, program, mesh)
-  available = available_bytes(topology, hbm)
-  parts = {name: size for name, size in state._asdict().items() if size}
-  if compiled is None:
-    parts |= temporaries._asdict()
-    needed = sum(parts.values())
-    together = topology.devices // (topology.hosts if topology.is_gpu else topology.slices)
-    work = estimates.work(planned, program, mesh, together=together)
-    flops, moved, collectives = work.flops, work.hbm_bytes, work.collectives
-    buffers, traffic, loops = (), (), ()
-  else:
-    needed = compiled.needed
-    parts |= _rest(compiled, state.total, temporaries.gradients)
-    flops, moved, traffic, collectives, loops = _costs(compiled)
-    buffers = compiled.buffers
-  model_flops = arithmetic.step_flops(
-    planned.model.config,
-    tokens=planned.tokens,
-    pairs=planned.pairs,
-    scored=planned.scored,
-    lora=planned.config.lora,
-    backward=not planned.config.length.alone,
-  )
-  limits = (
-    floors(topology, flops=flops, hbm_bytes=moved, collectives=collectives) if flops else None
-  )
-  host = estimates.host_bytes(
-    planned, program, mesh, devices=topology.devices // topology.hosts, hosts=topology.hosts
-  )
-  plan = Plan(
+  plan = _plan(
+    topology,
+    mesh,
+    _compile(planned, topology, preset, None, tell, to_the_end),
+    hbm=hbm,
+    kept={name: size for name, size in state.items() if size},
+    guessed=temporaries._asdict(),
+    work=estimates.work(planned, program, mesh, together=topology.together),
+    model_flops=arithmetic.step_flops(
+      planned.model.config,
+      tokens=planned.tokens,
+      pairs=planned.pairs,
+      scored=planned.scored,
+      lora=planned.config.lora,
+      backward=not planned.config.length.alone,
+    ),
     what="training step",
-    topology=topology.name,
-    accelerator_type=topology.accelerator_type,
-    chips=topology.chips,
-    hosts=topology.hosts,
-    devices=topology.devices,
-    mesh=dict(mesh.shape),
     parameters=programs.count(program.state.params) + programs.count(program.frozen),
     rows=planned.rows,
     length=planned.length,
     microbatches=planned.config.training.microbatches,
     answers=planned.answers,
     scored=planned.scored,
-    compiled=compiled is not None,
-    remark=remark,
-    memory=parts,
-    needed=needed,
-    available=available,
-    buffers=buffers,
-    collectives=collectives,
-    loops=loops,
-    flops=flops,
-    hbm_bytes=moved,
-    traffic=traffic,
-    model_flops=model_flops,
-    floors=limits,
-    mfu=_mfu(topology, model_flops, limits),
-    compile_seconds=compiled.seconds if compiled else 0.0,
     checkpoint=estimates.checkpoint_bytes(program),
-    host=host._asdict(),
-    host_available=topology.host_bytes,
+    host=estimates.host_bytes(
+      planned, program, mesh, devices=topology.devices // topology.hosts, hosts=topology.hosts
+    )._asdict(),
     tokens=planned.rows * planned.length,
   )
   if not largest_batch:
     return plan
-  rows, how = _largest(planned, topology, plan, preset, tell)
+
+  def ask(rows: int) -> float:
+    return _compile(experiment.with_rows(planned, rows), topology, preset, None, tell)[0].needed
+
+  rows, how = search.largest_rows(
+    planned, mesh, needed=plan.needed, available=plan.available, ask=ask if plan.compiled else None
+  )
   return dataclasses.replace(plan, largest_rows=rows, largest_by=how)
 
 
@@ -246,47 +221,64 @@ def plan_decoding(
   to_the_end: bool = False,
   tell: Tell = lambda what, seconds: None,
 ) -> Plan:
-  """Plans the decoding of one batch; arguments as of `plan_training`."""
-  mesh = experiment.abstract_mesh(planned.config, topology)
-  model = planned.model.config
-  shapes = estimates.parameter_shapes(planned, mesh, decoding.dtype)
-  compiled, remark = _compile(planned, topology, preset, decoding, tell, to_the_end)
-  parameters = estimates.tree_bytes(shapes)
-  tokens = float(decoding.rows * decoding.length)
+  """Plans the decoding of one batch; arguments and errors as of `plan_training`."""
+  mesh = sharding.without_sequence(experiment.absent_mesh(planned.config, topology))
+  sharding.check_rows(decoding.rows, mesh, "rows")
+  shapes = sampling.parameter_shapes(planned, mesh, decoding.dtype)
   wanted = float(decoding.rows * decoding.canvas)
-  model_flops = decoding.num_steps * arithmetic.step_flops(
-    model, tokens=tokens, pairs=tokens * decoding.length, scored=wanted, backward=False
-  )
-  parts = {"parameters": parameters}
-  buffers, traffic, collectives, loops = (), (), (), ()
-  if compiled is None:
-    parts["temporaries"] = estimates.decoding_bytes(
-      planned, mesh, rows=decoding.rows, length=decoding.length, canvas=decoding.canvas
-    )
-    needed, flops = sum(parts.values()), model_flops / topology.devices
-    moved = decoding.num_steps * parameters
-  else:
-    needed = compiled.needed
-    parts |= _rest(compiled, parameters, 0.0)
-    flops, moved, traffic, collectives, loops = _costs(compiled)
-    buffers = compiled.buffers
-  limits = (
-    floors(topology, flops=flops, hbm_bytes=moved, collectives=collectives) if flops else None
-  )
-  return Plan(
+  return _plan(
+    topology,
+    mesh,
+    _compile(planned, topology, preset, decoding, tell, to_the_end),
+    hbm=hbm,
+    kept={"parameters": estimates.tree_bytes(shapes)},
+    guessed={"temporaries": sampling.temporary_bytes(planned, mesh, decoding)},
+    work=sampling.work(planned, mesh, decoding, together=topology.together),
+    model_flops=sampling.model_flops(planned, decoding),
     what=f"decoding, {decoding.num_steps} steps of {decoding.strategy}",
-    topology=topology.name,
-    accelerator_type=topology.accelerator_type,
-    chips=topology.chips,
-    hosts=topology.hosts,
-    devices=topology.devices,
-    mesh=dict(mesh.shape),
     parameters=programs.count(shapes),
     rows=decoding.rows,
     length=decoding.length,
     microbatches=1,
     answers=decoding.canvas / decoding.length,
     scored=wanted,
+    checkpoint=0.0,
+    host=sampling.host_bytes(shapes, devices=topology.devices // topology.hosts),
+    tokens=wanted,
+  )
+
+
+def _plan(
+  topology: Topology,
+  mesh: Mesh,
+  answer: tuple[Compiled | None, str],
+  *,
+  hbm: float,
+  kept: dict[str, float],
+  guessed: dict[str, float],
+  work: Work,
+  model_flops: float,
+  **rest: Any,
+) -> Plan:
+  """The plan by formula, or by what the compiler answered."""
+  compiled, remark = answer
+  parts = kept | guessed
+  needed, flops, moved, collectives = sum(parts.values()), *work
+  buffers, traffic, loops = (), (), ()
+  if compiled is not None:
+    parts = kept | _rest(compiled, sum(kept.values()), guessed.get("gradients", 0.0))
+    needed, buffers = compiled.needed, compiled.buffers
+    flops, moved, traffic, collectives, loops = _costs(compiled)
+  limits = (
+    floors(topology, flops=flops, hbm_bytes=moved, collectives=collectives) if flops else None
+  )
+  return Plan(
+    topology=topology.name,
+    accelerator_type=topology.accelerator_type,
+    chips=topology.chips,
+    hosts=topology.hosts,
+    devices=topology.devices,
+    mesh=dict(mesh.shape),
     compiled=compiled is not None,
     remark=remark,
     memory=parts,
@@ -302,10 +294,8 @@ def plan_decoding(
     floors=limits,
     mfu=_mfu(topology, model_flops, limits),
     compile_seconds=compiled.seconds if compiled else 0.0,
-    checkpoint=0.0,
-    host={},
     host_available=topology.host_bytes,
-    tokens=wanted,
+    **rest,
   )
 
 
@@ -337,7 +327,7 @@ def _rest(compiled: Compiled, arguments: float, gradients: float) -> dict[str, f
   memory = compiled.memory
   return {
     "padding": max(0.0, memory.arguments - arguments),
-    "gradients": min(gradients, memory.temporaries),
+    **({"gradients": min(gradients, memory.temporaries)} if gradients else {}),
     "temporaries": max(0.0, memory.temporaries - gradients),
     "returned": memory.returned,
   }
@@ -357,41 +347,3 @@ def _mfu(topology: Topology, model_flops: float, limits: Floors | None) -> float
   if limits is None or not limits.step:
     return 0.0
   return model_flops / (limits.step * topology.chips * topology.chip.peak_flops)
-
-
-def _largest(
-  planned: Subject, topology: Topology, plan: Plan, preset: str, tell: Tell
-) -> tuple[int, str]:
-  """Rows of the largest batch that fits, and how that is known."""
-  mesh = experiment.abstract_mesh(planned.config, topology)
-  unit = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-  unit *= planned.config.training.microbatches
-
-  def estimated(rows: int) -> float:
-    other = experiment.with_rows(planned, rows)
-    program, inputs = estimates.abstract(other, mesh)
-    temporaries = estimates.temporary_bytes(other, program, mesh)
-    return estimates.state_bytes(program, inputs).total + temporaries.total
-
-  # Straight lines through what is known: the formula's slope at first, then the compiler's own.
-  here, bytes_here = planned.rows, plan.needed
-  slope = (estimated(planned.rows + unit) - estimated(planned.rows)) / unit
-  fitting, asked = (here if plan.fits else 0), 0
-  refused = math.inf if plan.fits else here
-  while True:
-    rows = int((plan.available - bytes_here) / slope + here) // unit * unit
-    rows = max(unit, min(rows, refused - unit if refused < math.inf else rows))
-    if not plan.compiled:
-      return (rows if estimated(rows) <= plan.available else 0), "by formula"
-    if rows <= fitting or asked == _COMPILES or fitting + unit >= refused:
-      return fitting, f"compiled, {asked} more times" if asked else "compiled"
-    asked += 1
-    compiled, _ = _compile(experiment.with_rows(planned, rows), topology, preset, None, tell)
-    needed = compiled.needed
-    if rows != here and needed > 0:
-      slope = max(slope / 4, (needed - bytes_here) / (rows - here))
-      here, bytes_here = rows, needed
-    if 0 < needed <= plan.available:
-      fitting = rows
-    else:
-      refused = rows

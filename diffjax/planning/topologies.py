@@ -29,7 +29,7 @@ class Topology(NamedTuple):
   @property
   def is_gpu(self) -> bool:
     """Whether its chips are GPUs."""
-    return not _is_tpu(self.chip)
+    return self.chip.is_gpu
 
   @property
   def name(self) -> str:
@@ -59,6 +59,11 @@ class Topology(NamedTuple):
       return self.shape[0]
     alone = self.slice_chips <= _chips_of_a_host_alone(self.chip)
     return self.slices * (1 if alone else self.slice_chips // self.chip.chips_per_host)
+
+  @property
+  def together(self) -> int:
+    """Devices that share a slice, or a host of GPUs: what lies beyond is behind the network."""
+    return self.devices // (self.hosts if self.is_gpu else self.slices)
 
   @property
   def host_bytes(self) -> float:
@@ -109,7 +114,7 @@ def parse(text: str) -> Topology:
   shape = tuple(int(side) for side in match[4].split("x"))
   if slices < 1 or min(shape) < 1:
     raise UserError(f"--topology={text}: numbers must be >= 1")
-  if not _is_tpu(chip):
+  if chip.is_gpu:
     return _gpus(text, chip, shape, slices)
   if match[3] == ":":
     if shape not in legal_shapes(chip):
@@ -131,10 +136,6 @@ def legal_shapes(chip: Chip) -> list[tuple[int, ...]]:
   boxes = [(a, b, c) for a in sides for b in sides for c in sides if a <= b <= c]
   boxes = [box for box in boxes if math.prod(box) <= _LARGEST[chip.name]]
   return list(_SMALL_BOXES) + sorted(boxes, key=lambda box: (math.prod(box), max(box)))
-
-
-def _is_tpu(chip: Chip) -> bool:
-  return chip.name in _SIDE or chip.name in _LARGEST
 
 
 def _chips_of_a_host_alone(chip: Chip) -> int:

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from diffjax.types import GENERATOR, Params, Preempted, UserError
 
 _PREPARING = 24 * 3600.0  # seconds that others wait while the first process measures the data
 _CLAIMING = 300.0
+_NO_STEP = {"validation": "validating", "save": "saving", "other": "profiling"}
 
 
 def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
@@ -58,7 +60,14 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     Stop(report.ended) as stop,
     Watchdog(config.training.stall_seconds, report.ended) as watchdog,
   ):
-    job = _open(config, workdir, report)
+
+    def between() -> None:
+      """Of the batches of a validation: it goes on, unless the run is to stop."""
+      watchdog.beat()
+      if stop.due():
+        raise Preempted("stopped while validating")
+
+    job = _open(config, workdir, report, between)
     with (
       _claimed(workdir, config, job.begin.model.tokenizer),
       report,
@@ -70,7 +79,7 @@ def train(config: ExperimentConfig, workdir: str | Path) -> dict[str, float]:
     ):
       report.enter("restore")
       report.introduce(job.begin.model, parameters=_size(job.program), mesh=job.mesh)
-      with watchdog.inside("restoring"):
+      with watchdog.inside("restoring", size=_bytes(job.program)):
         first = _first_state(config, job, saved)
       job = job.without_weights()  # the state holds them now
       return _steps(config, workdir, job, first, report, saved, stop, watchdog)
@@ -100,7 +109,9 @@ class _First(NamedTuple):
   frozen: Params
 
 
-def _open(config: ExperimentConfig, workdir: Path, report: Reporter) -> _Job:
+def _open(
+  config: ExperimentConfig, workdir: Path, report: Reporter, between: Callable[[], None]
+) -> _Job:
   """Model, data and functions; a mistake in any of them leaves no run behind."""
   # The model: architecture and tokenizer, its weights on the host, in a checkpoint, or unmade.
   meta = check_workdir(workdir, config)
@@ -132,7 +143,7 @@ def _open(config: ExperimentConfig, workdir: Path, report: Reporter) -> _Job:
     sources.open_source(config.data.test)  # rather now than after the last step
   batch_plan = plan.Plan(index(source), config.data, config.seed)
   unloaded = dataclasses.replace(begin.model, params=None)
-  validation = Validation.open(config, unloaded, index, mesh)
+  validation = Validation.open(config, unloaded, index, mesh, between)
 
   # The functions: each jitted once, beside its shardings and donation.
   program = programs.build(config, begin.model, begin.annealing, mesh)
@@ -154,6 +165,7 @@ def _claimed(
     if hosts.is_first():
       claim(workdir, config, tokenizer)
     hosts.barrier("the workdir is claimed", _CLAIMING)
+    hosts.check_shared(workdir)
     yield
 
 
@@ -175,7 +187,7 @@ def _steps(
     "lora": dataclasses.asdict(config.lora),
     "data": job.source.identity,
   }
-  if stop.after(start) and start < steps:
+  if stop.due() and start < steps:
     raise Preempted(f"stopped before step {start + 1} of {steps}; the same command resumes")
   batches = pipeline.batches(
     job.source,
@@ -188,12 +200,21 @@ def _steps(
     blocks=sharding.row_blocks(job.mesh),
   )
   measured: dict[str, float] = {}
+  given_up = False
+
+  @contextlib.contextmanager
+  def inside(phase: str) -> Iterator[None]:
+    """Something that is no step, as watchdog and goodput count it."""
+    size = _bytes(program) if phase == "save" else 0
+    with watchdog.inside(_NO_STEP[phase], size=size), report.inside(phase):
+      yield
+
   with Profiler(
     workdir,
     start=start,
     first=config.training.profile_start,
     steps=config.training.profile_steps,
-    report=report,
+    report=types.SimpleNamespace(inside=inside, say=report.say),
   ) as profiler:
     report.begin(start)
     for note in (*job.begin.notes, *_what_is_trained(config, program), job.plan.counts.describe()):
@@ -211,8 +232,7 @@ def _steps(
       )
       if pending:
         _settle(pending, report, saved)
-      stops = stop.after(number)
-      last = number == steps or stops
+      last = stop.due() or number == steps
       pending = number, updates, number % config.training.log_every == 0 or last
 
       every = config.training.eval_every
@@ -222,20 +242,25 @@ def _steps(
         pending = None
         scores = None
         if validates:
-          with watchdog.inside("validating"), report.inside("validation"):
-            scores = measured = _validate(number, current, first.frozen, job, report)
+          try:
+            with inside("validation"):
+              scores = measured = _validate(number, current, first.frozen, job, report)
+            last = stop.due() or last
+          except Preempted:  # there may be little time left, and what was trained counts more
+            last = given_up = True
           if annealing and annealing.openness(number) < 1:
             scores = None  # of another attention than the finished model's: never the best
-        with watchdog.inside("saving"), report.inside("save"):
+        with inside("save"):
           saved.save(number, state.items(current), {**meta, **job.begin.meta(number)}, scores)
       saved.check()
       if last:
         break
   report.enter("save")  # until what is written in the background is there
-  with watchdog.inside("saving"):
+  with watchdog.inside(_NO_STEP["save"], size=_bytes(program)):
     saved.wait()
-  if number < steps:
-    raise Preempted(f"stopped at step {number} of {steps}, saved; the same command resumes")
+  if number < steps or given_up:
+    without = ", saved without its validation" if given_up else ", saved"
+    raise Preempted(f"stopped at step {number} of {steps}{without}; the same command resumes")
   return {**measured, "step": number}
 
 
@@ -262,6 +287,12 @@ def _first_state(config: ExperimentConfig, job: _Job, saved: Checkpoints) -> _Fi
 
 def _size(program: programs.Program) -> int:
   return programs.count(program.state.params) + programs.count(program.frozen)
+
+
+def _bytes(program: programs.Program) -> int:
+  """Of a checkpoint."""
+  leaves = jax.tree.leaves(state.items(program.state))
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _what_is_trained(config: ExperimentConfig, program: programs.Program) -> list[str]:

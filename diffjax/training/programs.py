@@ -187,12 +187,15 @@ def _placements(jaxpr: Jaxpr, mesh: Mesh, *, is_backward: bool = False) -> Itera
         ("<-", equation.invars, params["in_specs"]),
         ("->", equation.outvars, params["out_specs"]),
       ):
-        for variable, spec in zip(variables, specs, strict=True):
-          if _is_floating(variable.aval):
-            yield f"{label} {end}  {lies(variable.aval, spec)}"
-      inside = filter(_is_floating, _made(params["jaxpr"]))
-      if largest := max(inside, key=lambda array: array.size * array.dtype.itemsize, default=None):
-        yield f"{label} largest  {largest.str_short()}  {largest.size * largest.dtype.itemsize:,}"
+        # What is kept for the backward pass comes in an order that is JAX's own.
+        yield from sorted(
+          f"{label} {end}  {lies(variable.aval, spec)}"
+          for variable, spec in zip(variables, specs, strict=True)
+          if _is_floating(variable.aval)
+        )
+      size = lambda array: array.size * array.dtype.itemsize
+      if largest := max(filter(_is_floating, _made(params["jaxpr"])), key=size, default=None):
+        yield f"{label} largest  {largest.dtype}{list(largest.shape)}  {size(largest):,}"
     else:
       for part in _parts(equation):
         yield from _placements(part, mesh, is_backward=backward)

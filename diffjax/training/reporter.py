@@ -53,8 +53,8 @@ class Reporter:
     self._meter = metrics.Meter()
     self._start = self._step = None
     self._step_seconds: float | None = None
-    self._exit: int | None = None
-    self._reason = ""
+    self._exit: int | None = None  # once it is written: nothing comes after it
+    self._writing = threading.RLock()  # status and goodput: watchdog and peers write too
     self._busy, self._input = 0.0, 0.0  # seconds of steps and of waiting, until the last step
     self._pairs: collections.deque[float] = collections.deque()  # of the steps under way
     self._model: Model | None = None
@@ -93,12 +93,10 @@ class Reporter:
     self._left.set()
     self._pulse.join()
     self._progress.stop()
-    if self._exit is None and error is None:
+    if error is None:
       self.ended(exits.Exit.DONE, exits.Exit.DONE.text)
-    elif self._exit is None:
-      self.ended(*exits.explain(error))
     else:
-      self.ended(self._exit, self._reason)
+      self.ended(*exits.explain(error))
     self._compiles.__exit__()
     if self._writer:
       self._writer.close()
@@ -208,13 +206,19 @@ class Reporter:
     self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def ended(self, code: int, reason: str) -> None:
-    """Writes why the run ends; any thread may say so. Without it, leaving says what is to see."""
-    self._exit, self._reason = int(code), reason
-    try:
-      self._beat(exit=self._exit, reason=reason)
-      self._write_status()
-    except OSError as error:  # a full disk may be the very reason, and the exit code tells it
-      self.say(f"{self._workdir / goodput.STATUS} is not up to date: {error}")
+    """Writes why the run ends, the last thing it writes; any thread may say so, the first counts.
+
+    Without it, leaving says what is to see.
+    """
+    with self._writing:
+      if self._exit is not None:
+        return
+      try:
+        self._beat(exit=int(code), reason=reason)
+        self._write_status(exit=int(code), reason=reason)
+      except OSError as error:  # a full disk may be the very reason, and the exit code tells it
+        self.say(f"{self._workdir / goodput.STATUS} is not up to date: {error}")
+      self._exit = int(code)
 
   def _flops(self, updates: Updates, tokens: float) -> float:
     pairs = self._pairs.popleft() if self._pairs else 0.0
@@ -293,33 +297,31 @@ class Reporter:
       self._beat()
 
   def _beat(self, **ending: Any) -> None:
-    if self._writes:
-      goodput.append(
-        self._workdir,
-        life=self._life,
-        clock=self._clock,
-        step=self._step,
-        **ending,
-      )
+    with self._writing:
+      if self._writes and self._exit is None:
+        goodput.append(
+          self._workdir, life=self._life, clock=self._clock, step=self._step, **ending
+        )
 
-  def _write_status(self) -> None:
-    if not self._writes:
-      return
-    checkpoint = goodput.last_checkpoint(self._workdir)
-    values = {
-      "step": self._step,
-      "steps": self._steps,
-      "time": time.time(),
-      "step_seconds": self._step_seconds,
-      "eta_seconds": None if self._step is None else self._meter.eta(self._steps - self._step),
-      "last_checkpoint": checkpoint and checkpoint[0],
-      "restarts": self._life,
-      "exit": self._exit,
-      "reason": self._reason,
-    }
-    temporary = self._workdir / f"{goodput.STATUS}.tmp"
-    temporary.write_text(json.dumps(values) + "\n")
-    os.replace(temporary, self._workdir / goodput.STATUS)
+  def _write_status(self, *, exit: int | None = None, reason: str = "") -> None:
+    with self._writing:
+      if not self._writes or self._exit is not None:
+        return
+      checkpoint = goodput.last_checkpoint(self._workdir)
+      values = {
+        "step": self._step,
+        "steps": self._steps,
+        "time": time.time(),
+        "step_seconds": self._step_seconds,
+        "eta_seconds": None if self._step is None else self._meter.eta(self._steps - self._step),
+        "last_checkpoint": checkpoint and checkpoint[0],
+        "restarts": self._life,
+        "exit": exit,
+        "reason": reason,
+      }
+      temporary = self._workdir / f"{goodput.STATUS}.tmp"
+      temporary.write_text(json.dumps(values) + "\n")
+      os.replace(temporary, self._workdir / goodput.STATUS)
 
 
 def _forget_after(file: Path, step: int) -> None:

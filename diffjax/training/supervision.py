@@ -15,25 +15,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from diffjax import hosts
 from diffjax.exits import Exit
 from diffjax.training.step import Updates
-from diffjax.types import Diverged, Preempted, UserError
+from diffjax.types import Diverged, Preempted, Unavailable, UserError
 
+_SLOW_BYTES = 20e6  # a second, of the slowest storage that is no fault
 LOCK = "lock"  # in the workdir: which process trains there
 
 Ended = Callable[[int, str], None]  # is told the exit code and the cause
 
 
 class Stop:
-  """SIGINT or SIGTERM in any process stops all of them after the same step.
+  """SIGINT or SIGTERM in any process stops all of them at the same place.
 
-  Before the first step it raises Preempted, at once; then `after` says when. The second SIGINT is a
-  KeyboardInterrupt, and the second SIGTERM ends the process. A context manager.
+  Before the first step it raises Preempted, at once; then `due` says when. What comes within
+  three seconds of the first signal is the same one: a terminal and a launcher may both send it. A
+  later SIGINT is a KeyboardInterrupt, and a later SIGTERM ends the process. A context manager.
   """
 
   def __init__(self, ended: Ended | None = None):
@@ -44,9 +46,11 @@ class Stop:
     """
     self._ended = ended
     self._asked = ""  # the signal's name, once there was one here
-    self._begun = -1  # the last step after which `after` was called; -1: none yet
-    self._last: int | None = None  # the step after which all stop, once agreed upon
+    self._since = 0.0  # when it came
+    self._passed = -1  # so many times `due` was called, less one
+    self._last: int | None = None  # the time at which `due` is true in all, once agreed upon
     self._lock = threading.Lock()
+    self._own = False  # whether the next signal is the one that `_hear` sends
     self._before: dict[int, Any] = {}
     self._peers = hosts.Peers(hear=self._hear, ended=ended)
     self._several = False
@@ -64,48 +68,59 @@ class Stop:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def after(self, step: int) -> bool:
-    """Whether to stop after this step, the same in all processes. Takes a microsecond."""
+  def due(self) -> bool:
+    """Whether to stop here: the same in all processes, which ask equally often.
+
+    The first step may begin once it was asked. Takes a microsecond.
+    """
     with self._lock:
-      self._begun = step
+      self._passed += 1
       if not self._several:
         return bool(self._asked)
-      return self._last is not None and step >= self._last
+      return self._last is not None and self._passed >= self._last
 
   def _ask(self, number: int, frame: Any) -> None:
     del frame
-    if self._last == 0 and self._begun < 0:  # agreed upon by all; see _hear
-      raise Preempted(f"stopped before the first step; {_AGAIN}")
-    if not self._asked:
-      self._asked = signal.Signals(number).name
+    begun, now = self._passed >= 0, time.monotonic()
+    if self._own:  # agreed upon by all; see _hear
+      self._own = False
+      if not begun:
+        raise Preempted(f"stopped before the first step; {_AGAIN}")
+    elif not self._asked:
+      self._asked, self._since = signal.Signals(number).name, now
       if self._several:
         self._peers.say("stop")
-      elif self._begun < 0:
+      elif not begun:
         raise Preempted(f"stopped by {self._asked} before the first step; {_AGAIN}")
+    elif now - self._since < _SAME_SECONDS:
+      pass
     elif number == signal.SIGINT:
       raise KeyboardInterrupt
     else:
-      _leave(Exit.TERMINATED, "SIGTERM again: ended at once; " + _AGAIN, self._ended)
+      hosts.leave(Exit.TERMINATED, f"SIGTERM again: ended at once; {_AGAIN}", self._ended)
 
   def _hear(self, heard: Mapping[int, Sequence[str]]) -> None:
-    """In all processes together: no step begins until they agree on the last one."""
+    """In all processes together: none goes on until they agree on where to stop."""
     if self._last is not None or not any("stop" in words for words in heard.values()):
       return
     with self._lock:
-      begun = self._peers.exchange("begun", str(self._begun))
-      self._last = max(map(int, begun)) + 1
+      passed = self._peers.exchange("passed", str(self._passed))
+      self._last = max(map(int, passed)) + 1
     if self._last == 0:
+      self._own = True
       _thread.interrupt_main(signal.SIGTERM)
 
 
 _AGAIN = "the same command resumes"
+_SAME_SECONDS = 3.0
 
 
 class Watchdog:
   """Ends a process in which nothing goes on: stacks of all threads, the cause, Exit.STALLED.
 
   A step may take `seconds`, or by default 30 usual ones and at least two minutes; what compiles,
-  saves, validates or restores may take a quarter of an hour. A context manager.
+  saves or restores may take a quarter of an hour, and as long again as its bytes take at 20 MB/s;
+  a batch of a validation a quarter of an hour. A context manager.
   """
 
   def __init__(self, seconds: float = 0.0, ended: Ended | None = None, *, patience: float = 900.0):
@@ -147,17 +162,27 @@ class Watchdog:
       self._begin("step", self._patience if self._compiling else self._step_limit())
 
   @contextlib.contextmanager
-  def inside(self, what: Literal["restoring", "validating", "saving"]) -> Iterator[None]:
-    """Allows for something that is no step."""
+  def inside(self, what: str, *, size: int = 0) -> Iterator[None]:
+    """Allows for something that is no step.
+
+    Args:
+      what: it is, such as "saving".
+      size: bytes that it reads or writes.
+    """
     with self._lock:
       before = self._what, self._limit
-      self._begin(what, self._patience)
+      self._begin(what, self._patience + size / _SLOW_BYTES)
     try:
       yield
     finally:
       with self._lock:
         self._begin(*before)
         self._whole = False  # the time of this step is none to compare with
+
+  def beat(self) -> None:
+    """What goes on does so: its time begins anew."""
+    with self._lock:
+      self._since = time.monotonic()
 
   def _begin(self, what: str, limit: float) -> None:
     self._what, self._limit, self._since = what, limit, time.monotonic()
@@ -180,8 +205,13 @@ class Watchdog:
     stream = sys.stderr if _has_number(sys.stderr) else sys.__stderr__
     faulthandler.dump_traceback(stream, all_threads=True)
     told = f" (usual {usual:.3g} s)" if usual is not None else ""
-    cause = f"no step for {took:.0f} s{told}" if what == "step" else f"{what} for {took:.0f} s"
-    _leave(Exit.STALLED, f"{cause}: stalled; {_AGAIN}", self._ended)
+    cause = f"{what} for {took:.0f} s; its device, network or file system hangs"
+    if what == "step":
+      cause = (
+        f"no step for {took:.0f} s{told}; raise config.training.stall_seconds if a step may take "
+        f"as long"
+      )
+    hosts.leave(Exit.STALLED, f"stalled: {cause}; {_AGAIN}", self._ended)
 
 
 def _has_number(stream: Any) -> bool:
@@ -189,22 +219,6 @@ def _has_number(stream: Any) -> bool:
     return stream.fileno() >= 0
   except (AttributeError, OSError, ValueError):
     return False
-
-
-def _leave(code: Exit, line: str, ended: Ended | None) -> None:
-  """Ends the process from any thread; the cause is the last line, whatever the disk does."""
-  if ended is not None:
-
-    def tell() -> None:
-      with contextlib.suppress(Exception):
-        ended(code, line)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    teller.join(2.0)
-  sys.stdout.flush()
-  print(f"diffjax: {line}", file=sys.stderr, flush=True)
-  os._exit(code)
 
 
 def check_finite(step: int, updates: Updates, last_saved: int | None) -> None:
@@ -224,7 +238,8 @@ def alone_in(workdir: Path) -> Iterator[None]:
   """Keeps every other run out of the workdir until left; the first process takes the lock.
 
   Raises:
-    UserError: another process, which is named, trains there.
+    UserError: another process of this host, which is named, trains there.
+    Unavailable: one of another host does, or the file system does not know yet that it is gone.
   """
   if not hosts.is_first():
     yield
@@ -235,10 +250,15 @@ def alone_in(workdir: Path) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process ends
     except BlockingIOError:
       file.seek(0)
-      raise UserError(
-        f"{workdir} is in use: {file.read().strip() or 'another process'} trains there; wait for "
-        f"it, stop it, or choose another workdir"
+      holder = file.read().strip() or "another process"
+      error = UserError if holder.endswith(f" on {socket.gethostname()}") else Unavailable
+      raise error(
+        f"{workdir} is in use: {holder} trains there; wait for it, stop it, or choose another "
+        f"workdir"
       ) from None
+    except OSError as error:  # a file system that has no locks
+      reason = f"{file.name} cannot be locked ({error.strerror})"
+      print(f"diffjax: {reason}; let no other run use this workdir", file=sys.stderr)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

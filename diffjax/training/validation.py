@@ -1,14 +1,14 @@
 """Held-out data during training: the loss, and the decoded text when the metric asks for it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from diffjax import model as models
-from diffjax import sharding
+from diffjax import sharding, tokenizers
 from diffjax.config import DataConfig, EvaluationConfig, ExperimentConfig, LoraConfig
 from diffjax.data import pipeline, plan, sources
 from diffjax.diffusion import strategies
@@ -66,6 +66,22 @@ class _InTraining(models.Model):
     )
 
 
+class _Watched:
+  """A tokenizer that tells of every answer it decodes, which a sampler does batch by batch."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer, tell: Callable[[], None]):
+    """Both are kept."""
+    self._tokenizer, self._tell = tokenizer, tell
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._tokenizer, name)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """As the tokenizer does."""
+    self._tell()
+    return self._tokenizer.decode(ids)
+
+
 @dataclasses.dataclass(frozen=True)
 class Validation:
   """Batches for the loss, examples to decode, and the sampler that decodes them."""
@@ -76,6 +92,7 @@ class Validation:
   batches: list[Batch]
   examples: list[Example]
   sampler: Sampler
+  between: Callable[[], None]
 
   @classmethod
   def open(
@@ -84,6 +101,7 @@ class Validation:
     model: models.Model,
     index: Callable[[sources.Source], plan.LengthIndex],
     mesh: jax.sharding.Mesh,
+    between: Callable[[], None] = lambda: None,
   ) -> "Validation | None":
     """Reads the validation source; None where the config names none.
 
@@ -92,6 +110,8 @@ class Validation:
       model: its parameters are not used; every run brings its own.
       index: source -> its length index.
       mesh: the rows of a batch must divide over it.
+      between: called between batches and after every decoded answer, in all processes alike; what
+        it raises ends a validation.
 
     Raises:
       UserError: a record cannot be read, or the rows do not divide over the mesh.
@@ -119,8 +139,10 @@ class Validation:
     if section.decodes:
       examples = [source[int(number)] for number in lengths.first(section.examples)]
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(models.Model)}
+    fields["tokenizer"] = _Watched(model.tokenizer, between)
     sampler = Sampler(_InTraining(**fields, lora=config.lora))
-    return cls(config.data, section, config.length.weight, list(batches), examples, sampler)
+    weight = config.length.weight
+    return cls(config.data, section, weight, list(batches), examples, sampler, between)
 
   @property
   def _settings(self) -> dict[str, Any]:
@@ -149,6 +171,7 @@ class Validation:
     total = None
     openness = None if openness is None else np.float32(openness)
     for number, batch in enumerate(self.batches):
+      self.between()
       placed = sharding.place_rows(batch, rows)
       sums = jax.device_get(validation_step(params, frozen, placed, np.int32(number), openness))
       total = sums if total is None else jax.tree.map(np.add, total, sums)

@@ -88,7 +88,6 @@ def render(options: argparse.Namespace) -> str:
   ]  # fmt: skip
   values = {
     "name": options.name,
-    "max_restarts": options.max_restarts,
     "slices": options.slices,
     "hosts": hosts,
     "restartable": restartable(),
@@ -127,7 +126,6 @@ def main() -> None:
   option("--mount", default="/runs", help="where it is mounted")
   option("--service-account", default="default", help="of the pods; gcsfuse needs one with access")
   option("--grace", type=int, default=900, help="seconds to save in: three times what a save takes")
-  option("--max-restarts", type=int, default=100, help="those with progress count too")
   option("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
   option("command", nargs=argparse.REMAINDER, help="after --")
   print(render(parser.parse_args()), end="")

@@ -54,15 +54,9 @@ stop_all() {
 }
 trap stop_all TERM INT
 
-alive() {
-  local pid
-  for pid in "${pids[@]}"; do ! kill -0 "$pid" 2>/dev/null || return 0; done
-  return 1
-}
-
 # One attempt: starts all, waits for all, sets `code`.
 processes() {
-  local coordinator=$opt_coordinator number rank settings out codes=() ended=() failed=0 since
+  local coordinator=$opt_coordinator number rank settings out child codes=() failed=0 since=0
   if [[ ! $coordinator ]]; then
     if dry; then coordinator=127.0.0.1:PORT; else coordinator=127.0.0.1:$(free_port); fi
   fi
@@ -79,8 +73,8 @@ processes() {
     fi
     exec {out}> >(trap '' INT TERM && exec sed -u "s/^/[p$rank] /")
     printers+=("$!")
-    env "${settings[@]}" "${words[@]}" </dev/null >&"$out" 2>&1 &
-    pids+=("$!") ended+=('')
+    separately env "${settings[@]}" "${words[@]}" >&"$out" 2>&1
+    pids+=("$child")
     exec {out}>&-
   done
   if dry; then
@@ -88,19 +82,17 @@ processes() {
     return
   fi
   [[ ! $asked ]] || signal_all TERM # it came before they were all there
-  since=0
-  while :; do
+  while ((${#pids[@]})); do
     for number in "${!pids[@]}"; do
-      if [[ ! ${ended[number]} ]] && ! kill -0 "${pids[number]}" 2>/dev/null; then
-        code=0
-        wait "${pids[number]}" || code=$?
-        ended[number]=yes
-        codes+=("$code")
-        if ((code && !failed)); then failed=1 since=$SECONDS; fi
-        ((code == 0)) || say "process $((opt_first + number)) ended with $code"
-      fi
+      child=${pids[number]} code=0
+      ! kill -0 "$child" 2>/dev/null || continue
+      wait "$child" || code=$?
+      end_group "$child"
+      unset "pids[number]"
+      codes+=("$code")
+      if ((code && !failed)); then failed=1 since=$SECONDS; fi
+      ((code == 0)) || say "process $((opt_first + number)) ended with $code"
     done
-    alive || break
     if ((failed == 1 && SECONDS - since > opt_grace)); then
       say "the others still run $opt_grace s after it: SIGTERM"
       signal_all TERM
@@ -109,16 +101,9 @@ processes() {
       signal_all KILL
       failed=3
     fi
-    sleep 0.1
+    sleep 0.1 || true # Ctrl-C ends it
   done
-  for number in "${!pids[@]}"; do
-    if [[ ! ${ended[number]} ]]; then
-      code=0
-      wait "${pids[number]}" || code=$?
-      codes+=("$code")
-    fi
-  done
-  wait "${printers[@]}" || true
+  drain "${printers[@]}"
   code=$(most_telling "${codes[@]}")
 }
 

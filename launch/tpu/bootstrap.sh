@@ -64,7 +64,8 @@ copy_to_all() {
   run gcloud compute tpus tpu-vm scp "$stage/diffjax-$sha" "$opt_name:" "${where[@]}" \
     ${reach[@]+"${reach[@]}"} --recurse --worker=all --compress --quiet
 }
-retry 5 copy_to_all
+retry 5 copy_to_all ||
+  fail "$EXIT_DEVICE" "the code cannot be copied to the workers of $opt_name; gcloud said above why"
 
 say "installing on the workers of $opt_name, some minutes"
 worker_root=diffjax-$sha # becomes diffjax-current once it is installed
@@ -79,10 +80,9 @@ worker_root=diffjax-current
 say "testing the workers of $opt_name"
 token=$(date +%s)-$$
 ! dry || token=TOKEN
-before=$(date +%s) code=0
+code=0
 on_workers all check "$workdir" "$token" "$workers" "$first_address:$opt_port" \
   ${opt_env[@]+"${opt_env[@]}"} || code=$?
-after=$(date +%s)
 facts=$answers
 on_workers 0 sweep "$workdir" "$token"
 probes=$(answer_of 0 | sed -n 's/^probes //p')
@@ -103,7 +103,7 @@ complain() { # WORKER TEXT
   wrong=$((wrong + 1))
   faults+=("worker $1: $2")
 }
-faults=() sha0='' jax0=''
+faults=() sha0='' jax0='' clock0=0
 printf '%-7s %-13s %-9s %-9s %8s %5s %6s %8s %s\n' \
   worker code jax platform devices here clock disk workdir
 for ((number = 0; number < workers; number++)); do
@@ -111,12 +111,11 @@ for ((number = 0; number < workers; number++)); do
   here_sha=$(fact sha "$line") jax=$(fact jax "$line") seen=$(fact devices "$line")
   clock=$(fact clock "$line") free=$(fact free "$line") shared=$(fact workdir "$line")
   clock=${clock%%.*}
+  if ((number == 0)); then sha0=$here_sha jax0=$jax clock0=$clock; fi
   drift=0
-  ((clock >= before)) || drift=$((clock - before))
-  ((clock <= after)) || drift=$((clock - after))
+  ((clock == 0 || clock0 == 0)) || drift=$((clock - clock0))
   printf '%-7s %-13s %-9s %-9s %8s %5s %5ss %5sGiB %s\n' "$number" "$here_sha" "$jax" \
     "$(fact platform "$line")" "$seen" "$(fact here "$line")" "$drift" "$free" "$shared"
-  if ((number == 0)); then sha0=$here_sha jax0=$jax; fi
   if [[ $seen == 0 ]]; then
     complain "$number" "the package does not start: $(answer_of "$number" | grep -v '^facts ' | tail -n 1)"
     continue
@@ -127,7 +126,7 @@ for ((number = 0; number < workers; number++)); do
     complain "$number" "sees $seen devices, not $opt_devices; check --accelerator, or tear down and queue again"
   [[ $(fact process "$line") == "$number" ]] ||
     complain "$number" "jax calls it process $(fact process "$line"); tear down and queue again"
-  ((drift > -5 && drift < 5)) || complain "$number" "its clock is $drift s off; fix the time service"
+  ((drift > -5 && drift < 5)) || complain "$number" "its clock is $drift s off that of worker 0; fix the time service"
   ((free >= 10)) || complain "$number" "$free GiB of disk are free, 10 are needed; make room"
   [[ $shared == ok ]] || complain "$number" "$(dirname "$workdir") cannot be written; mount it there"
 done

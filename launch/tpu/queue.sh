@@ -14,7 +14,7 @@
 #   --dry-run                   print what would be run
 #
 # There already and ACTIVE: nothing is done. FAILED, SUSPENDED or preempted: it is deleted, which
-# frees its quota, and asked for again. Costs money from ACTIVE until launch/tpu/teardown.sh.
+# frees its quota, and asked for again, if this script made it. Costs money from ACTIVE until launch/tpu/teardown.sh.
 # shellcheck source=tpu.sh
 . "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 
@@ -75,11 +75,15 @@ for ((looks = 0; looks < opt_polls; looks++)); do
       node_state node READY
       case $node in
         READY) break ;;
-        CREATING | STARTING | RESTARTING | REPAIRING) ;;
-        *)
-          say "its node is ${node:-gone}: it is deleted and asked for again"
+        PREEMPTED | TERMINATED)
+          say "its node is $node: it is deleted and asked for again"
           delete_tpu
+          continue
           ;;
+        STOPPED)
+          fail "$EXIT_USAGE" "its node is STOPPED, by hand; start it with gcloud compute tpus tpu-vm start $opt_name ${where[*]}, or launch/tpu/teardown.sh"
+          ;;
+        *) say "its node is ${node:-not there}" ;;
       esac
       ;;
     FAILED | SUSPENDED)

@@ -61,13 +61,30 @@ if dry; then
   exit
 fi
 
-ready='' seen=0 failures=0 # the node that was bootstrapped; the newest committed step; 69 in a row
+ready='' seen=0 failures=0 # the node that was bootstrapped; the newest committed step; 69s in a row
 
 look() { # LIST: polls, notes the committed step
   local step
   on_workers "$1" poll "$workdir" || return $?
   step=$(sed -n 's/^\[w[0-9]*\] committed //p' <<<"$answers" | sort -n | tail -n 1)
   [[ ! $step ]] || ((step <= seen)) || seen=$step
+}
+
+hear() { # LIST: looks until there is an answer; 143 where the TPU was taken away
+  local node='' since=$SECONDS
+  while :; do
+    if node_state node READY; then
+      if [[ $node != READY ]]; then
+        say "$opt_name was taken away (its node is ${node:-gone})"
+        return 143
+      fi
+      ! look "$1" || return 0
+    fi
+    # This machine's network, or Google's, is away: the run goes on without.
+    ((SECONDS - since < 21600)) ||
+      fail "$EXIT_DEVICE" "nothing heard of $opt_name for 6 hours; what runs there goes on, and costs money"
+    sleep "$opt_poll"
+  done
 }
 
 prepare() { # has the TPU ready, and the run started on it
@@ -81,7 +98,7 @@ prepare() { # has the TPU ready, and the run started on it
   find_workers || return $?
   describe node '' 'value(id)' tpu-vm || return $?
   if [[ $node != "$ready" ]]; then
-    worker_tries=1
+    worker_tries=2
     here=$(look all 2>/dev/null && printf '%s' "$answers") || here=''
     worker_tries=5
     if [[ $here != *' running '* ]]; then # it is new, or not as this commit wants it
@@ -89,7 +106,7 @@ prepare() { # has the TPU ready, and the run started on it
     fi
     ready=$node
   fi
-  look all || return $?
+  hear all || return $?
   if [[ $answers == *' running '* ]]; then
     say "a run goes on here already: watching it"
   else
@@ -98,47 +115,33 @@ prepare() { # has the TPU ready, and the run started on it
 }
 
 attempt() {
-  local node='' waited was unreachable=0 heard=$SECONDS
+  local was which=0 nap=$opt_poll ended=0
   code=0
   prepare || code=$?
-  if ((code)); then
-    ((code != EXIT_DEVICE)) || failures=$((failures + 1))
-    return 0
-  fi
-  while :; do
-    sleep "$opt_poll"
-    if ! node_state node READY; then # this machine's network, or Google's; the run goes on without
-      ((SECONDS - heard < 21600)) || fail "$EXIT_DEVICE" "nothing heard of $opt_name for 6 hours"
-      continue
+  while ((code == 0)); do
+    sleep "$nap"
+    hear "$which" || code=$?
+    if [[ $which == 0 ]]; then
+      [[ $answers == *' running '* ]] || which=all nap=$((nap < 5 ? nap : 5)) ended=$SECONDS
+    elif [[ $answers != *' running '* ]] || ((SECONDS - ended > opt_grace)); then
+      break
     fi
-    heard=$SECONDS
-    if [[ $node != READY ]]; then
-      say "$opt_name was taken away (its node is ${node:-gone})"
-      code=143
-      return 0
-    fi
-    if ! look 0; then
-      unreachable=$((unreachable + 1))
-      ((unreachable < 3)) || { code=$EXIT_DEVICE failures=$((failures + 1)) && return 0; }
-      continue
-    fi
-    unreachable=0
-    [[ $answers == *' running '* ]] || break
   done
-  for ((waited = 0; waited < opt_grace; waited += 5)); do
-    look all || break
-    [[ $answers == *' running '* ]] || break
-    sleep 5
-  done
+  ((code == 0)) || return 0
   run_codes
   if [[ $answers == *' running '* ]]; then
     say "some workers still run: they are stopped"
-    on_workers all stop 30 || true
     was=$stopped
+    on_workers all stop 30 || true
     run_codes
     stopped=$was
   fi
-  if ((code == EXIT_DEVICE)); then failures=$((failures + 1)); else failures=0; fi
+  # Only what a worker itself says counts against the devices; silence may be the network's.
+  if ((code == EXIT_DEVICE)) && [[ $answers == *" exit $EXIT_DEVICE"* ]]; then
+    failures=$((failures + 1))
+  else
+    failures=0
+  fi
 }
 
 committed() {

@@ -15,13 +15,11 @@
 opt_yes=no opt_poll=15
 tpu_options "$@"
 require_number poll
-state='' owner='' type=''
+state='' type=''
 queue_state state ACTIVE
 [[ $state ]] || fail 0 "$opt_name is not there in $opt_zone; nothing to delete"
-describe owner diffjax 'value(tpu.nodeSpec[0].node.labels.made_by)' queued-resources
+made_here
 describe type '' 'value(tpu.nodeSpec[0].node.acceleratorType)' queued-resources
-[[ $owner == diffjax ]] ||
-  fail "$EXIT_USAGE" "$opt_name was not made by launch/tpu/queue.sh; delete it with gcloud compute tpus queued-resources delete $opt_name --zone=$opt_zone --force"
 say "will be deleted: queued resource $opt_name ($state), its node $opt_name${type:+, $type}, with the disks of its workers"
 if [[ $opt_yes == no ]] && ! dry; then
   read -rp "delete $opt_name? [y/N] " reply || reply=''

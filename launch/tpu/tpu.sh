@@ -56,14 +56,17 @@ last_line() {
 
 # described FORMAT KIND: a field of the queued resource or of its node; empty where it is not there.
 described() {
-  local output code=0
-  output=$(gcloud compute tpus "$2" describe "$opt_name" "${where[@]}" --format="$1" --quiet 2>&1) ||
+  local output complaint file code=0
+  file=$(mktemp) # warnings are no part of the value
+  output=$(gcloud compute tpus "$2" describe "$opt_name" "${where[@]}" --format="$1" --quiet 2>"$file") ||
     code=$?
+  complaint=$(<"$file")
+  rm -f "$file"
   if ((code == 0)); then
-    printf '%s' "$(last_line "$output")"
-  elif [[ $output != *NOT_FOUND* && $output != *'not found'* ]]; then
-    say "gcloud: $(last_line "$output")"
-    [[ $output != *PERMISSION_DENIED* ]] || return "$EXIT_USAGE"
+    printf '%s' "$output"
+  elif [[ $complaint != *NOT_FOUND* && $complaint != *'not found'* ]]; then
+    say "gcloud: $(last_line "$complaint")"
+    [[ $complaint != *PERMISSION_DENIED* ]] || return "$EXIT_USAGE"
     return "$EXIT_DEVICE"
   fi
 }
@@ -86,7 +89,10 @@ node_state() { describe "$1" "$2" 'value(state)' tpu-vm; }
 find_workers() {
   local addresses list=()
   describe addresses '10.0.0.1;10.0.0.2' 'value(networkEndpoints[].ipAddress)' tpu-vm || return $?
-  [[ $addresses ]] || fail "$EXIT_DEVICE" "TPU $opt_name has no workers; launch/tpu/queue.sh makes one"
+  if [[ ! $addresses ]]; then
+    say "TPU $opt_name has no workers; launch/tpu/queue.sh makes one"
+    return "$EXIT_DEVICE"
+  fi
   IFS=';' read -ra list <<<"$addresses"
   workers=${#list[@]} first_address=${list[0]}
 }
@@ -140,19 +146,32 @@ complain_aloud() { sed -u '/Attempting to connect/d;/^$/d;s/^/gcloud: /' >&2; }
 # What worker N said, without its prefix.
 answer_of() { sed -n "s/^\[w$1\] //p" <<<"$answers"; }
 
+# Whether launch/tpu/queue.sh made it: nothing else is ever deleted.
+made_here() {
+  local owner=''
+  describe owner diffjax 'value(tpu.nodeSpec[0].node.labels.made_by)' queued-resources || return $?
+  if [[ $owner != diffjax ]]; then
+    say "$opt_name was not made by launch/tpu/queue.sh; delete it with gcloud compute tpus queued-resources delete $opt_name --zone=$opt_zone --force"
+    return "$EXIT_USAGE"
+  fi
+}
+
 # Deletes the queued resource with its node, and waits until it is gone.
 delete_tpu() {
   local state tries
+  made_here || return $?
   run gcloud compute tpus queued-resources delete "$opt_name" "${where[@]}" --force --async --quiet
   for ((tries = 0; tries < ${opt_polls:-240}; tries++)); do
     queue_state state '' || return $?
     [[ $state ]] || return 0
     sleep "${opt_poll:-15}"
   done
-  fail "$EXIT_DEVICE" "$opt_name is still there ($state); look at gcloud compute tpus queued-resources describe $opt_name"
+  say "$opt_name is still there ($state); look at gcloud compute tpus queued-resources describe $opt_name"
+  return "$EXIT_DEVICE"
 }
 
-# Reads polls in `answers`: sets code, the most telling one; stopped; state, none where nothing ran.
+# Reads polls in `answers`: sets code, the most telling one, 69 where a worker told none; stopped;
+# state, none where nothing ran.
 run_codes() {
   local codes=() words
   state=none stopped=no
@@ -165,5 +184,6 @@ run_codes() {
     esac
     [[ ${words[-1]} != stopped ]] || stopped=yes
   done <<<"$answers"
-  code=$(most_telling ${codes[@]+"${codes[@]}"})
+  ((${#codes[@]} >= workers && workers)) || codes+=("$EXIT_DEVICE")
+  code=$(most_telling "${codes[@]}")
 }

@@ -70,7 +70,7 @@ def test_a_config_that_fills_no_batch_is_shown_and_then_refused(monkeypatch, cap
   status, told, errors = call(
     monkeypatch, capsys, f"--config={config}", "--config.data.batch_size=500", "--examples=0"
   )
-  assert status == 2
+  assert status == 64
   assert "data.train" in told
   assert "next:" not in told
   assert errors.startswith("diffjax: no length bucket fills a batch")
@@ -78,7 +78,7 @@ def test_a_config_that_fills_no_batch_is_shown_and_then_refused(monkeypatch, cap
 
 def test_a_mixture_without_a_single_row_is_shown_and_then_refused(monkeypatch, capsys, config):
   status, told, errors = call(monkeypatch, capsys, f"--config={config}", "--set=data.max_length=3")
-  assert status == 2
+  assert status == 64
   rows = {line.split()[0]: line.split() for line in told.splitlines() if line.strip()}
   assert rows["many"][1] == rows["many"][4] == "60"
   assert "none of its 60 examples has a row (60 too long)" in errors
@@ -98,4 +98,4 @@ def test_the_next_command_has_the_overrides(monkeypatch, capsys, config):
 
 def test_a_negative_number_of_examples_is_refused(monkeypatch, capsys, config):
   status, _, errors = call(monkeypatch, capsys, f"--config={config}", "--examples=-1")
-  assert (status, errors) == (2, "diffjax: --examples -1 must be >= 0\n")
+  assert (status, errors) == (64, "diffjax: --examples -1 must be >= 0\n")

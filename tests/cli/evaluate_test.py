@@ -284,7 +284,7 @@ def test_records_of_a_file_are_rendered_with_shots(command, tmp_path):
 def test_an_autoregressive_model_writes_from_left_to_right(command, model, tmp_path, monkeypatch):
   contract = dataclasses.replace(CONTRACT, mask_id=-1, attention="causal", output_shift=1)
   control = dataclasses.replace(model, contract=contract)
-  monkeypatch.setattr(models, "load", lambda directory: control)
+  monkeypatch.setattr(models, "load", lambda directory, **how: control)
   command("--num-steps=1,5", f"--out={tmp_path / 'out'}")
   (result,) = read(tmp_path / "out")  # of all numbers of steps, which mean nothing to it
   assert result["settings"]["strategy"] == "left_to_right"
@@ -321,7 +321,7 @@ def test_an_autoregressive_model_writes_from_left_to_right(command, model, tmp_p
 def test_mistakes_are_one_line_before_the_model_is_read(
   command, monkeypatch, tmp_path, words, message
 ):
-  monkeypatch.setattr(models, "load", lambda directory: pytest.fail("was read"))
+  monkeypatch.setattr(models, "load", lambda directory, **how: pytest.fail("was read"))
   with pytest.raises(UserError, match=message) as error:
     command(*(word.format(file=tmp_path / "test.jsonl") for word in words))
   assert "\n" not in str(error.value)

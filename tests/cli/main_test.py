@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import sys
 
 import pytest
@@ -81,6 +82,24 @@ def test_every_end_has_a_code_and_a_cause(command, monkeypatch, error, code, cau
   assert lines[-1].startswith("diffjax: ")
   assert cause in lines[-1]
   assert (len(lines) > 1) == (code == Exit.BUG)  # a traceback, of a fault of ours alone
+
+
+@pytest.mark.parametrize("name", ["convert", "data", "report"])
+def test_what_writes_one_file_refuses_to_run_several_times(command, monkeypatch, name):
+  for variable, value in {"SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "2"}.items():
+    monkeypatch.setenv(variable, value)
+  words = {"convert": ["--from=x", "--to=y"], "data": ["--config=x"], "report": ["x", "--out=y"]}
+  assert f"diffjax {name} runs in one process" in command(name, *words[name])
+
+
+def test_gpus_are_used_as_far_as_plans_count_on_unless_told_otherwise(command, monkeypatch):
+  variable = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+  monkeypatch.setenv(variable, "0.5")
+  command("inspect", "no/such", code=Exit.INPUT)
+  assert os.environ[variable] == "0.5"
+  monkeypatch.delenv(variable)
+  command("inspect", "no/such", code=Exit.INPUT)
+  assert os.environ[variable] == "0.92"
 
 
 def test_a_text_that_looks_like_an_option_is_a_text():

@@ -87,3 +87,12 @@ def test_a_folder_without_a_run_is_a_users_mistake(tmp_path, text):
     (tmp_path / goodput.STATUS).write_text(text)
   with pytest.raises(UserError, match="no status"):
     status.run(argparse.Namespace(run=tmp_path))
+
+
+def test_a_run_that_measures_its_data_has_no_status_yet(tmp_path):
+  status_of = lambda: status.run(argparse.Namespace(run=tmp_path))
+  with pytest.raises(UserError, match="give the workdir of a run"):
+    status_of()
+  (tmp_path / "cache").mkdir()
+  with pytest.raises(UserError, match="the data is being measured"):
+    status_of()

@@ -305,6 +305,7 @@ def test_the_likeliest_token_is_kept_at_the_least_top_p():
   np.testing.assert_array_equal(kept, tempered == tempered.max(0))
 
 
+@pytest.mark.slow
 def test_tokens_of_probability_one_in_a_million_are_neither_lost_nor_inflated():
   draws, rows, rare = 2**19, 1024, 1e-6
   # Two likely tokens: rare ones in the groups of rows of a likely one, and in groups of their own.

@@ -16,6 +16,7 @@ import pytest
 from diffjax import hosts
 from diffjax import model as models
 from diffjax.config import load_config
+from diffjax.environment import HEARTBEAT
 from diffjax.exits import Exit
 from diffjax.tokenizers import train_sentencepiece
 from diffjax.training.loop import train as in_one_process
@@ -137,6 +138,9 @@ def test_two_processes_stop_together_resume_and_end_as_one(room, whole):
   children = start(*words, count=2, room=room)
   wait_for_step(workdir, 3, children)
   children[1].send_signal(signal.SIGTERM)
+  time.sleep(0.1)  # a terminal or a job's end reaches all, and so may a launcher
+  for child in children:
+    child.send_signal(signal.SIGINT)
   assert finish(children) == [Exit.PREEMPTED] * 2
   (stopped,) = saved(workdir)
   assert 3 <= stopped < STEPS
@@ -184,7 +188,7 @@ def test_a_stop_changes_nothing(room, count, mesh):
 def test_a_dead_process_is_named_by_the_others(room, lost):
   children = start(
     *train(room, f"lost{lost}", "--config.training.steps=100000"), count=2, room=room,
-    **{hosts.HEARTBEAT: "10"},
+    **{HEARTBEAT: "10"},
   )  # fmt: skip
   wait_for_step(room / f"lost{lost}", 5, children)
   children[lost].kill()
@@ -193,11 +197,9 @@ def test_a_dead_process_is_named_by_the_others(room, lost):
   took = time.monotonic() - began
   finish(children)
   assert took <= 15
-  assert code in (Exit.DEVICE, Exit.ABORTED, -signal.SIGABRT)
-  if lost == 1 or code == Exit.DEVICE:  # the death of process 0 aborts JAX
-    assert code == Exit.DEVICE
-    last = said(room, 1 - lost).splitlines()[-1]
-    assert last.startswith(f"diffjax: process {lost} is gone")
+  assert code == Exit.DEVICE
+  last = said(room, 1 - lost).splitlines()[-1]
+  assert last.startswith(f"diffjax: process {lost} is gone")
   if lost == 1:
     assert json.loads((room / "lost1" / "status.json").read_text())["exit"] == Exit.DEVICE
 
@@ -213,7 +215,7 @@ def test_a_stuck_process_stops_all(room):
   children[1].send_signal(signal.SIGCONT)
   assert finish(children)[1] in (Exit.STALLED, Exit.DEVICE, Exit.ABORTED, -signal.SIGABRT)
   lines = said(room, 0).splitlines()
-  assert "diffjax: no step for " in lines[-1]
+  assert "diffjax: stalled: no step for " in lines[-1]
   assert any("Thread 0x" in line for line in lines)
 
 

@@ -45,6 +45,7 @@ def make_sampler(spread, *, bias=None, **contract):
   return Sampler(Model(CONFIG, dataclasses.replace(CONTRACT, **contract), params, Tokenizer()))
 
 
+@pytest.mark.slow
 def test_all_orders_of_a_short_text_have_this_mean():
   sampler = make_sampler(0.5)
   ids = np.array([0, *Tokenizer().encode("dig"), 2])

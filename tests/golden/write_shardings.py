@@ -53,12 +53,13 @@ def table(preset: str) -> str:
   lies = lambda shape, kind, spec: sharding.describe_array(
     jax.ShapeDtypeStruct(shape, kind), NamedSharding(mesh, spec)
   )
+  # Of the rows and their twins.
   inner = P(placed.rows, placed.sequence, placed.heads)
   return "\n".join([
     f"{preset}, {optimizer.get('name', 'adamw')}, bfloat16 activations",
     programs.describe(program, batch),
     "what the weights' shards imply",
-    f"inner  {lies((rows, LENGTH, model.ffn_width), 'bfloat16', inner)}",
+    f"inner  {lies((2 * rows, LENGTH, model.ffn_width), 'bfloat16', inner)}",
     "",
   ])  # fmt: skip
 

@@ -1,5 +1,6 @@
 """launch/local/processes.sh: several processes, one exit code, one end."""
 
+import os
 import signal
 import subprocess
 import time
@@ -30,8 +31,25 @@ def test_sigterm_goes_to_all(room):
   assert child.wait(30) == 75
 
 
+def test_ctrl_c_reaches_each_process_once_and_leaves_none_behind(room):
+  """A terminal sends SIGINT to the whole group: the launcher, its sleep and whoever is in it."""
+  code = """
+    trap 'n=$((n + 1))' TERM INT; n=0; echo up $$; until ((n)); do sleep 0.05; done
+    sleep 0.3; echo saved; exit $((n == 1 ? 75 : 70))"""
+  argv = processes(room, "--processes=2", "--", "bash", "-c", code)
+  child = subprocess.Popen(
+    argv, env=room.environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+  )
+  for _ in range(2):
+    assert " up " in child.stdout.readline()
+  os.killpg(child.pid, signal.SIGINT)
+  assert child.communicate(timeout=30)[0].count("saved") == 2
+  assert child.returncode == 75
+
+
 def test_the_others_are_ended_after_one_that_failed(room):
-  code = "((DIFFJAX_PROCESS == 0)) || exit 66; exec sleep 60"
+  # The one that fails leaves a helper that holds its output, as a killed trainer's readers do.
+  code = "((DIFFJAX_PROCESS == 0)) || { sleep 100 & exit 66; }; exec sleep 60"
   began = time.monotonic()
   said = room.run(
     "local/processes.sh", "--processes=2", "--grace=1", "--", "bash", "-c", code, code=66

@@ -1,8 +1,11 @@
 """The functions of launch/common.sh: the trainer's exit codes, a rule that stops crash loops."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,27 @@ def test_a_process_gets_the_signal_and_its_code_is_kept(tmp_path):
   assert child.wait(30) == 75
   assert (tmp_path / "exit").read_text() == "75\n"
   assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ saved\n", (tmp_path / "log").read_text())
+
+
+def test_a_signal_to_the_group_is_one_signal_and_helpers_do_not_outlive_it(tmp_path):
+  """Slurm signals the group, task.sh included; a reader process holds the log open."""
+  task = ["bash", LAUNCH / "task.sh", f"--exit={tmp_path / 'exit'}", f"--log={tmp_path / 'log'}"]
+  code = """
+    trap 'n=$((n + 1))' TERM; n=0; (trap '' TERM; exec sleep 100) & echo $! >helper
+    until ((n)); do sleep 0.05; done; sleep 0.3; exit $((74 + n))"""
+  child = subprocess.Popen([*task, "--", "bash", "-c", code], cwd=tmp_path, start_new_session=True)
+  helper = tmp_path / "helper"
+  while not (helper.exists() and helper.read_text()):
+    assert child.poll() is None
+  os.killpg(child.pid, signal.SIGTERM)
+  assert child.wait(30) == 75
+  assert (tmp_path / "exit").read_text() == "75\n"
+  there = Path("/proc", helper.read_text().strip(), "cmdline")
+  for _ in range(200):  # a killed one is empty, then gone
+    if not (there.exists() and there.read_bytes()):
+      return
+    time.sleep(0.05)
+  raise AssertionError("the helper lives")
 
 
 def test_a_run_that_others_restart_stops_itself(tmp_path):

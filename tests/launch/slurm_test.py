@@ -22,7 +22,7 @@ def job(room, code: str, *, expect: int, restart: int = 0, per: str = "gpu") -> 
   ]  # fmt: skip
   slurm = {
     "SLURM_JOB_ID": "7012345", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "4",
-    "SLURM_RESTART_COUNT": str(restart),
+    "SLURM_CPUS_PER_TASK": "3", "SLURM_RESTART_COUNT": str(restart),
   }  # fmt: skip
   environment = {**room.environment, **slurm}
   ended = subprocess.run(
@@ -55,6 +55,8 @@ def test_every_process_knows_its_place_and_one_port_is_one_jobs(room):
   for task in range(4):
     assert f"{task}/4 node1:22345 {task % 2} <a b;$(c)>" in said
   assert "all <" in job(room, "0", expect=0, per="node")
+  # srun does not take it from the job.
+  assert "--cpus-per-task=3" in (room.cloud / "srun.log").read_text()
   assert not room.noted()
 
 

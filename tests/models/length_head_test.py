@@ -132,7 +132,7 @@ def test_padding_changes_nothing():
 
 def test_the_block_has_the_trunks_kernel_and_its_place_on_a_mesh():
   config = dataclasses.replace(CONFIG, heads=2, head_size=8)
-  shards = sharding.shards(sharding.make_mesh(MeshConfig(data=1, fsdp=4, sequence=2)))
+  shards = sharding.shards(sharding.make_mesh(MeshConfig(data=4, sequence=2)))
   segments = jnp.ones((4, 8), jnp.int32)
   run = lambda params: transformer.length_logits(
     params, segments, segments, config=config, contract=CONTRACT, shards=shards,

@@ -6,7 +6,7 @@ import pytest
 from toy_experiment import subject
 
 from diffjax import sharding
-from diffjax.planning import costs, estimates, experiment, hlo, topologies
+from diffjax.planning import costs, estimates, experiment, hlo, sampling, topologies
 
 EIGHT = topologies.parse("v5e-8")
 
@@ -32,7 +32,7 @@ def test_the_state_is_what_the_program_takes():
 
 def test_abstract_devices_give_the_same_state():
   planned, _, program, inputs, _ = compiled_toy()
-  far = estimates.abstract(planned, experiment.abstract_mesh(planned.config, EIGHT))
+  far = estimates.abstract(planned, experiment.absent_mesh(planned.config, EIGHT))
   assert estimates.state_bytes(*far) == estimates.state_bytes(program, inputs)
 
 
@@ -58,7 +58,7 @@ def test_sources_are_lines_of_the_package():
 
 def temporaries(**sections):
   planned = subject(**sections)
-  mesh = experiment.abstract_mesh(planned.config, EIGHT)
+  mesh = experiment.absent_mesh(planned.config, EIGHT)
   return estimates.temporary_bytes(planned, estimates.abstract(planned, mesh)[0], mesh)
 
 
@@ -90,7 +90,7 @@ def test_collectives_follow_the_mesh():
     "tensor": dict(data=1, fsdp=2, tensor=4),
   }.items():  # fmt: skip
     planned = subject(mesh=axes)
-    mesh = experiment.abstract_mesh(planned.config, EIGHT)
+    mesh = experiment.absent_mesh(planned.config, EIGHT)
     program, _ = estimates.abstract(planned, mesh)
     found = estimates.work(planned, program, mesh).collectives
     kinds[name] = {(part.kind, part.group) for part in found}
@@ -101,7 +101,7 @@ def test_collectives_follow_the_mesh():
 
 def test_a_host_holds_its_devices_state_while_it_saves():
   planned = subject()
-  mesh = experiment.abstract_mesh(planned.config, EIGHT)
+  mesh = experiment.absent_mesh(planned.config, EIGHT)
   program, _ = estimates.abstract(planned, mesh)
   host = estimates.host_bytes(planned, program, mesh, devices=4, hosts=2)
   assert host.checkpoint == 4 * estimates.tree_bytes(program.state)
@@ -111,9 +111,9 @@ def test_a_host_holds_its_devices_state_while_it_saves():
 
 def test_a_sampler_holds_its_parameters_in_their_shards():
   planned = subject()
-  mesh = experiment.abstract_mesh(planned.config, EIGHT)
+  mesh = experiment.absent_mesh(planned.config, EIGHT)
   wide, narrow = (
-    estimates.tree_bytes(estimates.parameter_shapes(planned, mesh, dtype))
+    estimates.tree_bytes(sampling.parameter_shapes(planned, mesh, dtype))
     for dtype in ("float32", "bfloat16")
   )
   assert wide == 2 * narrow

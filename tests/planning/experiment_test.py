@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from toy_experiment import config, subject
 
+from diffjax import sharding
 from diffjax.config import load_config
 from diffjax.diffusion import objectives, schedules
+from diffjax.models import attention
 from diffjax.planning import experiment, topologies
 from diffjax.types import UserError
 
@@ -68,9 +70,22 @@ def test_causal_weights_are_planned_as_they_are_adapted():
   assert adapted.model.config.vocab_size == 50258  # a row for the mask
 
 
+@pytest.mark.parametrize(
+  ("topology", "kernel"), [("v5e:1x1", "splash"), ("v5e:2x2", "splash"), ("h100:1", "cudnn")]
+)
+def test_the_kernel_is_that_of_the_topology(topology, kernel):
+  planned = config(mesh=dict(data=-1, fsdp=1), model=dict(
+    vocab_size=512, width=32, layers=3, heads=4, ffn_width=64, max_positions=512, dropout=0.0
+  ))  # fmt: skip
+  mesh = experiment.absent_mesh(planned, topologies.parse(topology))
+  shards = sharding.shards(mesh)
+  found = attention.chosen(planned.model, planned.compute, length=512, shards=shards, training=True)
+  assert found == kernel
+
+
 def test_a_mesh_that_does_not_multiply_is_refused():
   with pytest.raises(UserError, match=r"config\.mesh: .* needs 3 devices, there are 8"):
-    experiment.abstract_mesh(config(mesh=dict(fsdp=3)), topologies.parse("v5e-8"))
+    experiment.absent_mesh(config(mesh=dict(fsdp=3)), topologies.parse("v5e-8"))
 
 
 def test_other_rows_in_as_many_microbatches():

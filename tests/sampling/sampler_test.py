@@ -77,6 +77,7 @@ def test_batch_mates_their_number_and_order_change_no_bit(sampler, kind):
   assert len({answer.text for answer in together}) > 6
 
 
+@pytest.mark.slow
 def test_texts_are_equal_across_shapes(sampler):
   prompts = random_prompts(8, seed=2)
   lengths = [1 + n % 8 for n in range(8)]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -18,8 +19,9 @@ from diffjax.config import config_from_dict
 from diffjax.data import pipeline, plan
 from diffjax.exits import Exit
 from diffjax.tokenizers import train_sentencepiece
-from diffjax.training import programs
+from diffjax.training import goodput, metrics, programs, supervision, validation
 from diffjax.training.loop import train
+from diffjax.training.reporter import Reporter
 from diffjax.training.start import check_workdir
 from diffjax.training.supervision import alone_in
 from diffjax.types import Diverged, Preempted, UserError
@@ -165,6 +167,59 @@ def test_an_interrupt_finishes_the_step_and_saves(data, uninterrupted, tmp_path,
   monkeypatch.undo()
   train(config_from_dict(experiment(data)), tmp_path / "run")
   assert_same_state(tmp_path / "run", uninterrupted)
+
+
+def test_a_signal_while_validating_gives_up_the_scores_and_saves(
+  data, uninterrupted, tmp_path, monkeypatch
+):
+  whole, introduce = validation.Validation.run, Reporter.introduce
+
+  def introduced(self, model, **how):
+    introduce(self, model, **how)
+    self._peak = 1e12  # as if the chip were known
+    self._meter = metrics.Meter(chips=8, peak=self._peak)
+
+  monkeypatch.setattr(Reporter, "introduce", introduced)
+
+  def interrupted(self, *args):
+    signal.raise_signal(signal.SIGTERM)
+    return whole(self, *args)
+
+  monkeypatch.setattr(validation.Validation, "run", interrupted)
+  with pytest.raises(Preempted, match=f"step 4 of {STEPS}, saved without its validation"):
+    train(config_from_dict(experiment(data)), tmp_path / "run")
+  (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  assert 0 < json.loads(line)["mfu"] < 100
+  monkeypatch.undo()
+  train(config_from_dict(experiment(data)), tmp_path / "run")
+  assert_same_state(tmp_path / "run", uninterrupted)
+
+
+def test_threads_may_write_the_status_at_once_and_nothing_follows_the_end(data, tmp_path):
+  failed = []
+  with Reporter(tmp_path, config_from_dict(experiment(data))) as report:
+
+    def write():
+      try:
+        for _ in range(200):
+          report._write_status()
+          report._beat()
+          json.loads((tmp_path / "status.json").read_text())
+      except Exception as error:
+        failed.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+      thread.start()
+    time.sleep(0.05)
+    report.ended(Exit.STALLED, "no step")
+    for thread in threads:
+      thread.join()
+  assert not failed
+  assert json.loads((tmp_path / "status.json").read_text())["exit"] == Exit.STALLED
+  lines = goodput.read(tmp_path)
+  assert lines[-1]["exit"] == Exit.STALLED
+  assert sum("exit" in line for line in lines) == 1
 
 
 def test_a_signal_before_the_first_step_saves_nothing(data, tmp_path, monkeypatch):
@@ -334,11 +389,14 @@ def test_of_a_mixture_the_part_is_named_that_differs(copied_run):
     check_workdir(copied_run, config_from_dict(values))
 
 
-def test_the_validation_metric_may_change_on_resume(data, copied_run):
+def test_the_validation_metric_may_change_on_resume(data, copied_run, monkeypatch):
+  beats = []
+  monkeypatch.setattr(supervision.Watchdog, "beat", lambda self: beats.append(1))
   values = experiment(data, steps=STEPS + 1)
   values["evaluation"] |= {"metric": "exact_match", "num_steps": 2, "examples": 4}
   result = train(config_from_dict(values), copied_run)
   assert {"exact_match", "bleu", "rouge_l"} <= set(result)
+  assert len(beats) == 1 + 4  # a batch and its decoded answers: no validation looks stalled
   models.load(copied_run)
 
 

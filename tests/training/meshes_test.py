@@ -1,4 +1,4 @@
-"""One run on many meshes: the same noise and losses, and nothing gathered that need not be."""
+"""One run on many meshes: the same noise, losses and gradients, and little is gathered."""
 
 import functools
 import importlib.util
@@ -34,6 +34,10 @@ def alone():
   return bench().train(smallest(), bench().make_mesh("1x1x1x1"), steps=2)[0]
 
 
+def too_far(run, reference) -> dict[str, float]:
+  return bench().too_far(bench().differences(run, reference))
+
+
 def smallest(**sections) -> ExperimentConfig:
   return bench().make_config(layers=1, **sections)
 
@@ -46,11 +50,11 @@ def lower(config: ExperimentConfig, mesh):
   return program.train_step.lower(program.state, program.frozen, Batch(*batch)), program
 
 
-def test_losses_and_noise_do_not_depend_on_the_mesh():
+def test_losses_gradients_and_noise_do_not_depend_on_the_mesh():
   mesh = bench().make_mesh("1x2x2x2")  # training/step_test.py has others
   first, second = bench().train(smallest(), mesh, steps=2, runs=2)
   assert bench().are_equal(first, second)
-  assert bench().difference(first, alone()) <= bench().TOLERANCE
+  assert not too_far(first, alone())
   one = bench().noise(smallest(), bench().make_mesh("1x1x1x1"))
   assert bench().are_equal(bench().noise(smallest(), mesh), one)
   assert len(set(first.losses)) == 2
@@ -60,9 +64,27 @@ def test_losses_and_noise_do_not_depend_on_the_mesh():
 def test_ten_steps_are_equal_on_every_mesh():
   config = bench().make_config()
   for row in bench().compare(config, bench().MESHES, steps=10):
-    assert row["difference"] <= bench().TOLERANCE, row
+    assert not bench().too_far(row["differences"]), row
     assert row["rerun_equal"], row
     assert row["noise_equal"], row
+
+
+@pytest.mark.slow
+def test_in_half_precision_losses_stay_near():
+  config = bench().make_config(compute={"dtype": "bfloat16", "vocabulary_chunk": 16})
+  (row,) = bench().compare(config, ["1x2x2x2"], steps=10)
+  assert row["differences"]["loss"] > 0
+  assert not bench().too_far(row["differences"], "bfloat16"), row
+
+
+@pytest.mark.parametrize("leaf", ["['head']['bias']", "['layers']['ffn']['up']['kernel']"])
+def test_a_gradient_that_is_wrong_by_a_factor_is_seen(leaf):
+  """Losses of Adam's steps hardly show it."""
+  right = alone()
+  wrong = {path: x * (1 + (path == leaf)) for path, x in right.gradients.items()}
+  assert list(bench().too_far(bench().differences(right._replace(gradients=wrong), right))) == [
+    "gradients"
+  ]
 
 
 @pytest.mark.slow
@@ -70,7 +92,7 @@ def test_ten_steps_are_equal_on_every_mesh():
 def test_rematerialisation_and_microbatches_change_no_loss_on_a_mesh(remat):
   config = smallest(compute={"vocabulary_chunk": 16, "remat": remat}, training={"microbatches": 2})
   run = bench().train(config, bench().make_mesh("2x2x2x1"), steps=2)[0]
-  assert bench().difference(run, alone()) <= bench().TOLERANCE
+  assert not too_far(run, alone())
 
 
 @pytest.mark.slow
@@ -83,7 +105,10 @@ def test_factored_moments_on_a_mesh_are_those_of_one_device():
   one, eight = (
     bench().train(config, bench().make_mesh(name), steps=4)[0] for name in ("1x1x1x1", "2x2x2x1")
   )
-  assert bench().difference(eight, one) <= bench().TOLERANCE
+  # No softmax feels it: its gradients are rounding, which these steps blow up to full size.
+  unfelt = "['layers']['attention']['key']['bias']"
+  felt = lambda run: run._replace(parameters={**run.parameters, unfelt: np.zeros(())})
+  assert not too_far(felt(eight), felt(one))
 
 
 def gathers(compiled: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -106,6 +131,16 @@ def test_no_stack_of_layers_and_no_table_is_gathered_whole():
   stacks = {leaf.shape for leaf in jax.tree.leaves(params["layers"]) if leaf.size > 1000}
   assert not shapes & (stacks | {params["embedding"]["tokens"].shape})
   assert {stack[1:] for stack in stacks} <= shapes  # or this test does not see gathers
+
+
+def test_a_kernel_that_cannot_is_refused_before_anything_is_traced():
+  model = {"vocab_size": 500, "width": 32, "layers": 1, "heads": 4, "ffn_width": 32}
+  config = smallest(
+    model={**model, "max_positions": 32, "attention_dropout": 0.1},
+    compute={"attention": "splash", "vocabulary_chunk": 16},
+  )
+  with pytest.raises(UserError, match=r"'splash' drops no attention probabilities"):
+    programs.build(config, bench().model_of(config), None, bench().make_mesh("1x1x1x1"))
 
 
 def test_a_length_that_the_sequence_axis_does_not_divide_is_refused():

@@ -228,7 +228,7 @@ def test_a_step_is_reported_without_another_program(data, tmp_path, monkeypatch)
   with reporter.Reporter(tmp_path, in_bfloat16(experiment(data))) as report:
     introduced(report, monkeypatch)
     report.begin(0)
-    for step in (2, 3):
+    for step in (1, 2, 3):
       report.step(step, updates, write=step == 3)
   assert lines_of(tmp_path, "train")[0]["mfu"] > 0
 

@@ -93,6 +93,7 @@ def accuracy(model, ids, place):
   return float((best(model, rows)[:, place] == ids[:, 1]).mean())
 
 
+@pytest.mark.slow
 def test_adapted_weights_use_the_right_context(room, causal, tmp_path):
   source, _, ids = room
   chance = 1 / len(MIDDLE)

@@ -233,7 +233,7 @@ def run_side(options: argparse.Namespace) -> dict[str, float]:
 def start_side(side: str, **environment: str) -> dict[str, float]:
   """The same command for one side; what it says."""
   command = [sys.executable, __file__, *sys.argv[1:], f"--side={side}"]
-  environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ, **environment}
+  environment = {"XLA_CLIENT_MEM_FRACTION": "0.92", **os.environ, **environment}
   done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
   if done.returncode:
     sys.exit(f"train_step.py: the side {side} failed, see above")

@@ -85,7 +85,7 @@ def explain(error: BaseException) -> tuple[Exit, str]:
   if isinstance(error, RuntimeError) and _NO_MEMORY.search(said):
     return Exit.USAGE, (
       f"a device is out of memory: {said[:200]}; raise training.microbatches or choose "
-      f"model.remat or a larger mesh; diffjax plan says what fits"
+      f"compute.remat or a larger mesh; diffjax plan says what fits"
     )
   if isinstance(error, RuntimeError) and _DEVICE_IN_WORDS.search(said):
     return Exit.DEVICE, said[:300]

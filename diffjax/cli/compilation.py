@@ -5,8 +5,6 @@ from pathlib import Path
 
 import jax
 
-from diffjax.training.start import CACHE
-
 FOLDER = "compiled"
 _GPU_SHARE = "0.92"  # planning/plan.py leaves as much to the system
 _SLOW = 1.0  # seconds of compiling, from which a program is kept
@@ -23,6 +21,8 @@ def keep_programs(workdir: Path) -> Path | None:
   """
   if os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.default_backend() == "cpu":
     return None
+  from diffjax.training.start import CACHE  # all commands import this file, and few of them train
+
   folder = workdir.absolute() / CACHE / FOLDER
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", _SLOW)
@@ -34,4 +34,5 @@ def ask_for_memory() -> None:
 
   Its own default is three quarters. Before the first device is asked for; TPUs are not concerned.
   """
-  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _GPU_SHARE)
+  if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its old name; JAX refuses both
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", _GPU_SHARE)

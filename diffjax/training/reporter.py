@@ -299,9 +299,7 @@ class Reporter:
   def _beat(self, **ending: Any) -> None:
     with self._writing:
       if self._writes and self._exit is None:
-        goodput.append(
-          self._workdir, life=self._life, clock=self._clock, step=self._step, **ending
-        )
+        goodput.append(self._workdir, life=self._life, clock=self._clock, step=self._step, **ending)
 
   def _write_status(self, *, exit: int | None = None, reason: str = "") -> None:
     with self._writing:

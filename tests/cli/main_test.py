@@ -77,11 +77,14 @@ def test_every_end_has_a_code_and_a_cause(command, monkeypatch, error, code, cau
   def run(arguments):
     raise error
 
+  ignored = []
+  monkeypatch.setattr(main.signal, "signal", lambda number, handler: ignored.append(number))
   monkeypatch.setattr(inspect, "run", run)
   lines = command("inspect", "x", code=code).splitlines()
   assert lines[-1].startswith("diffjax: ")
   assert cause in lines[-1]
   assert (len(lines) > 1) == (code == Exit.BUG)  # a traceback, of a fault of ours alone
+  assert bool(ignored) == (code == Exit.PREEMPTED)  # the same signal once more changes no code
 
 
 @pytest.mark.parametrize("name", ["convert", "data", "report"])
@@ -93,13 +96,16 @@ def test_what_writes_one_file_refuses_to_run_several_times(command, monkeypatch,
 
 
 def test_gpus_are_used_as_far_as_plans_count_on_unless_told_otherwise(command, monkeypatch):
-  variable = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-  monkeypatch.setenv(variable, "0.5")
+  name, old = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+  for variable in (name, old):
+    monkeypatch.setenv(name, "0.1")  # so that it is put back
+    monkeypatch.delenv(name)
+    monkeypatch.setenv(variable, "0.5")
+    command("inspect", "no/such", code=Exit.INPUT)
+    assert (os.environ.get(name), os.environ.get(old)) in (("0.5", None), (None, "0.5"))
+    monkeypatch.delenv(variable)
   command("inspect", "no/such", code=Exit.INPUT)
-  assert os.environ[variable] == "0.5"
-  monkeypatch.delenv(variable)
-  command("inspect", "no/such", code=Exit.INPUT)
-  assert os.environ[variable] == "0.92"
+  assert os.environ[name] == "0.92"
 
 
 def test_a_text_that_looks_like_an_option_is_a_text():

@@ -118,9 +118,9 @@ _SAME_SECONDS = 3.0
 class Watchdog:
   """Ends a process in which nothing goes on: stacks of all threads, the cause, Exit.STALLED.
 
-  A step may take `seconds`, or by default 30 usual ones and at least two minutes; what compiles,
-  saves or restores may take a quarter of an hour, and as long again as its bytes take at 20 MB/s;
-  a batch of a validation a quarter of an hour. A context manager.
+  A step may take `seconds`, or by default 30 usual ones and at least two minutes. A quarter of an
+  hour is for a step before any usual one, for a batch of a validation, and for what compiles, saves
+  or restores, and as long again as its bytes take at 20 MB/s. A context manager.
   """
 
   def __init__(self, seconds: float = 0.0, ended: Ended | None = None, *, patience: float = 900.0):
@@ -190,7 +190,7 @@ class Watchdog:
   def _step_limit(self) -> float:
     if self._seconds:
       return self._seconds
-    return max(120.0, 30 * statistics.median(self._usual)) if self._usual else 120.0
+    return max(120.0, 30 * statistics.median(self._usual)) if self._usual else self._patience
 
   def _watch(self) -> None:
     while not self._left.wait(min(1.0, (self._seconds or 120.0) / 20)):

@@ -143,6 +143,7 @@ def test_nothing_is_written_behind_an_end():
     assert (decoded.scores[cut] == 0).sum() > 5, name  # cut, not revealed
 
 
+@pytest.mark.slow
 def test_same_keys_same_text_in_any_order_and_beside_any_rows():
   whole = outcome()
   order = np.random.default_rng(1).permutation(CASES)

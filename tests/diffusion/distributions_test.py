@@ -107,6 +107,7 @@ def p_value(tokens, law=dependent_law):
   return stats.chisquare(counts(tokens), law() * len(tokens)).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["left_to_right", "entropy", "margin"])
 def test_one_commit_a_step_in_an_order_that_ignores_the_draw_is_exact(name):
   drawn = decode_together(16)[name]
@@ -140,6 +141,7 @@ def test_independent_positions_are_exact_at_any_number_of_steps(name, num_steps)
   assert p_value(decode_together(num_steps, product_law)[name].tokens, product_law) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOGETHER)
 def test_rows_end_as_often_as_their_law_says(name):
   end = 1

@@ -261,6 +261,7 @@ def truncate(law, *, top_p, top_k):
   return kept / kept.sum()
 
 
+@pytest.mark.slow
 def test_predict_samples_the_tempered_and_truncated_law_and_scores_the_untempered_one():
   head = make_head(rows=16)
   draws = 40_000

@@ -1,5 +1,6 @@
 """launch/local/processes.sh: several processes, one exit code, one end."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -38,8 +39,10 @@ def test_ctrl_c_reaches_each_process_once_and_leaves_none_behind(room):
     sleep 0.3; echo saved; exit $((n == 1 ? 75 : 70))"""
   argv = processes(room, "--processes=2", "--", "bash", "-c", code)
   child = subprocess.Popen(
-    argv, env=room.environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-  )
+    argv, env=room.environment, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    # Whoever runs the tests in the background has it ignored, which a shell cannot undo.
+    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+  )  # fmt: skip
   for _ in range(2):
     assert " up " in child.stdout.readline()
   os.killpg(child.pid, signal.SIGINT)

@@ -110,6 +110,7 @@ def test_a_packed_segment_equals_the_same_row_alone(network):
   np.testing.assert_allclose(together[5:], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient():
   config = tiny(layers=1, **FORMS["modern"])
   params = fresh(config)

@@ -241,6 +241,7 @@ def test_what_can_be_stored_is_asked_of_the_network(attention, more, stored):
   assert not programs.can_store(model.params, rows, model=zeroing)
 
 
+@pytest.mark.slow
 def test_half_opened_attention_is_decoded_from_left_to_right_without_a_cache():
   model = make_model(attention="causal", openness=0.5, output_shift=1)
   (answer,) = Sampler(model).generate("hello", lengths=6, strategy="left_to_right")

@@ -146,8 +146,10 @@ def test_what_goes_on_or_is_large_may_take_long():
 
 def test_the_limit_follows_usual_steps():
   watchdog = supervision.Watchdog()
+  assert watchdog._step_limit() == 900  # nothing is usual yet
+  watchdog._usual.append(0.1)
   assert watchdog._step_limit() == 120
-  watchdog._usual.extend([10.0, 10.0, 500.0])
+  watchdog._usual.extend([10.0, 10.0, 10.0, 500.0])
   assert watchdog._step_limit() == 300
 
 

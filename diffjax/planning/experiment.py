@@ -30,6 +30,7 @@ class Absent:
 
   id: int
   platform: str
+  device_kind: str
   compute_capability: str
   process_index: int = 0
 
@@ -166,7 +167,8 @@ def absent_mesh(config: ExperimentConfig, topology: Topology) -> Mesh:
     UserError: the axes do not multiply to the number of devices.
   """
   sizes = sharding.axis_sizes(config.mesh, topology.devices)
-  kind = "gpu" if topology.is_gpu else "tpu", topology.chip.compute_capability
+  chip = topology.chip
+  kind = "gpu" if topology.is_gpu else "tpu", chip.name, chip.compute_capability
   devices = np.array([Absent(number, *kind) for number in range(topology.devices)])
   return Mesh(devices.reshape(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 

@@ -16,7 +16,7 @@ from diffjax import model as models
 from diffjax import sharding
 from diffjax.config import Contract, config_from_dict
 from diffjax.models.architectures import PRESETS
-from diffjax.training import programs
+from diffjax.training import placements, programs
 from diffjax.types import Batch
 
 FOLDER = Path(__file__).parent
@@ -57,7 +57,7 @@ def table(preset: str) -> str:
   inner = P(placed.rows, placed.sequence, placed.heads)
   return "\n".join([
     f"{preset}, {optimizer.get('name', 'adamw')}, bfloat16 activations",
-    programs.describe(program, batch),
+    placements.describe(program, batch),
     "what the weights' shards imply",
     f"inner  {lies((2 * rows, LENGTH, model.ffn_width), 'bfloat16', inner)}",
     "",
